@@ -1,0 +1,35 @@
+# Thin on purpose: everything is computed by cargo, maturin, pytest or the `ferrovae` command.
+PYTHON ?= python3
+BIN := .venv/bin
+RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+
+.PHONY: demo test test-slow lint bench wheel gpu-check
+
+.venv/ready: pyproject.toml $(RUST)
+	test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/pip install -q uv; }
+	$(BIN)/uv pip install -q --python $(BIN)/python maturin -e '.[test,demo]' --reinstall-package ferrovae
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/ferrovae demo --run-dir runs/demo
+
+test: .venv/ready
+	cargo test -q --locked --workspace
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/ready
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/ready
+	cargo fmt --all --check
+	cargo clippy -q --locked --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/ferrovae bench
+
+wheel: .venv/ready
+	$(BIN)/uv pip install -q --python $(BIN)/python maturin ziglang
+	$(BIN)/maturin build --release --locked --zig --compatibility manylinux_2_28 --out dist

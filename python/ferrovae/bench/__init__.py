@@ -1,0 +1,1 @@
+"""What `ferrovae bench` measures: peers and ourselves, interleaved in one run."""

@@ -1,0 +1,1 @@
+"""log p(x): estimators, diagnostics and bits/dim."""

@@ -1,0 +1,1 @@
+"""The models: compositions of encoder, decoder, likelihood and prior."""

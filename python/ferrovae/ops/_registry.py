@@ -1,0 +1,84 @@
+"""How an operation is registered with torch: one schema, one fake implementation, one function a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ferrovae.ops import _backend
+
+library = torch.library.Library("ferrovae", "DEF")
+operations: dict[str, Operation] = {}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An implementation beside the reference: a function of the operation's arguments, and what it takes."""
+
+    run: Callable[..., Any]
+    dtypes: frozenset[torch.dtype]
+
+
+class Operation:
+    """A `torch.library` operation `ferrovae::<name>`.
+
+    Its schema ends in `str backend`, so that a backward pass (an operation of its own, which gets the same
+    string) runs where its forward ran, also when the choice has changed in between.
+
+    Args:
+        name: the operation's one name.
+        schema: its arguments and results, without the backend: `"(Tensor x, Tensor logits) -> Tensor"`.
+        reference: the meaning, in plain torch; runs on every device.
+        fake: shapes, dtypes and devices of the results.
+        rust, triton: the kernels, where there are any. The first tensor argument's device and dtype decide.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        *,
+        reference: Callable[..., Any],
+        fake: Callable[..., Any],
+        rust: Kernel | None = None,
+        triton: Kernel | None = None,
+    ) -> None:
+        self.name = name
+        self.kernels = {key: kernel for key, kernel in (("rust", rust), ("triton", triton)) if kernel is not None}
+        self._reference = reference
+        self._dtypes = tuple((key, kernel.dtypes) for key, kernel in self.kernels.items())
+        arguments, results = schema.rsplit(" -> ", 1)
+        library.define(f"{name}{arguments.removesuffix(')')}, str backend) -> {results}")
+        for dispatch_key in ("CPU", "CUDA", "CompositeExplicitAutograd"):
+            library.impl(name, self._run, dispatch_key)
+        torch.library.register_fake(f"ferrovae::{name}", lambda *args: fake(*args[:-1]), lib=library)
+        self.overload = getattr(torch.ops.ferrovae, name).default
+        operations[name] = self
+
+    def __call__(self, *args: Any, backend: str | None = None) -> Any:
+        """Run on `backend`, or on the one chosen by `use_backend`."""
+        return self.overload(*args, _backend.state.name if backend is None else backend)
+
+    def backend_for(self, device_type: str, dtype: torch.dtype, backend: str = "auto") -> str:
+        """The backend that would run; raises `RuntimeError` when a forced one cannot."""
+        return _backend.resolve(self.name, backend, device_type, dtype, self._dtypes)
+
+    def obstacle(self, backend: str, device_type: str) -> str | None:
+        """Why `backend` cannot run this operation on such a device; None when it can."""
+        if backend != "reference" and backend not in self.kernels:
+            return f"it has no {backend} kernel"
+        return _backend.obstacle(backend, device_type)
+
+    def register_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
+        """`torch.library.register_autograd`; `inputs[-1]` is the backend to hand on to the backward operation."""
+        torch.library.register_autograd(f"ferrovae::{self.name}", backward, setup_context=setup_context, lib=library)
+
+    def _run(self, *args: Any) -> Any:
+        *inputs, backend = args
+        tensor = next(argument for argument in inputs if isinstance(argument, torch.Tensor))
+        chosen = self.backend_for(tensor.device.type, tensor.dtype, backend)
+        run = self._reference if chosen == "reference" else self.kernels[chosen].run
+        return run(*inputs)

@@ -1,0 +1,1 @@
+"""Evaluation of a run and the report a person looks at."""

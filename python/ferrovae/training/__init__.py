@@ -1,0 +1,1 @@
+"""Configuration, the training loop and checkpoints. Free of torch at import: the command line reads it for `--help`."""

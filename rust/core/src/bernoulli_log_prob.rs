@@ -1,0 +1,1 @@
+//! `bernoulli_log_prob`.

@@ -1,0 +1,1 @@
+//! Statistics of log importance weights.

@@ -1,0 +1,15 @@
+//! What ferrovae computes in Rust: fused operations on slices, data reading, statistics of log weights.
+//!
+//! Every function takes plain slices that the caller has checked, and returns an [`Error`] rather than panicking.
+
+pub mod bernoulli_log_prob;
+pub mod data;
+pub mod error;
+pub mod evidence;
+pub mod nearest_code;
+pub mod philox;
+pub mod reparameterize_kl;
+pub mod simd;
+pub mod threads;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! `reparameterize_kl`.

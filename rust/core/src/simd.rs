@@ -1,0 +1,77 @@
+//! Which instruction set the kernels use: probed once, capped by `FERROVAE_SIMD`.
+
+use std::sync::OnceLock;
+
+/// Instruction sets with a kernel of their own, slowest first. All give the same results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Plain Rust: whatever the target's baseline vectorises to (SSE2, NEON).
+    Portable,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+impl Level {
+    /// The name used by `FERROVAE_SIMD` and `ferrovae info`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+
+    /// The level of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Portable, Self::Avx2, Self::Avx512].into_iter().find(|level| level.name() == name)
+    }
+}
+
+/// The best level this processor has.
+pub fn detected() -> Level {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        if avx2 && avx512 {
+            return Level::Avx512;
+        }
+        if avx2 {
+            return Level::Avx2;
+        }
+    }
+    Level::Portable
+}
+
+/// The levels that can run here, slowest first: what tests compare with each other.
+pub fn available() -> Vec<Level> {
+    [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter(|&level| level <= detected()).collect()
+}
+
+/// The level in use: the best one, or the one `FERROVAE_SIMD` caps it at. Read once per process.
+pub fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let cap = std::env::var("FERROVAE_SIMD").ok().and_then(|name| Level::from_name(&name));
+        cap.map_or_else(detected, |cap| cap.min(detected()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_and_order_is_slowest_first() {
+        for level in [Level::Portable, Level::Avx2, Level::Avx512] {
+            assert_eq!(Level::from_name(level.name()), Some(level));
+        }
+        assert_eq!(Level::from_name("mmx"), None);
+        assert!(available().is_sorted() && available().contains(&level()));
+    }
+}

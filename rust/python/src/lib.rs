@@ -1,0 +1,29 @@
+//! `ferrovae._core`: converts arguments, releases the GIL, calls `ferrovae-core`, maps errors. Nothing is computed here.
+
+mod bernoulli_log_prob;
+mod data;
+mod errors;
+mod evidence;
+mod memory;
+mod nearest_code;
+mod reparameterize_kl;
+
+use pyo3::prelude::*;
+
+/// The level of SIMD kernels in use: `"avx512"`, `"avx2"` or `"portable"`.
+#[pyfunction]
+fn simd_level() -> &'static str {
+    ferrovae_core::simd::level().name()
+}
+
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("DataError", module.py().get_type::<errors::DataError>())?;
+    module.add_function(wrap_pyfunction!(simd_level, module)?)?;
+    bernoulli_log_prob::register(module)?;
+    nearest_code::register(module)?;
+    reparameterize_kl::register(module)?;
+    evidence::register(module)?;
+    data::register(module)
+}
