@@ -6,7 +6,6 @@ interpreted kernel cannot be compiled: the ahead-of-time tests compile in a proc
 
 from __future__ import annotations
 
-
 import os
 from pathlib import Path
 
