@@ -1,0 +1,35 @@
+"""What `import ferrovae` costs and brings in."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from statistics import median
+
+PROBE = """
+import json, sys, time
+import torch
+start = time.perf_counter()
+import ferrovae
+for name in ferrovae.__all__:
+    getattr(ferrovae, name)
+seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
+"""
+
+
+def probe() -> dict:
+    result = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
+
+
+def test_importing_everything_is_quick_and_brings_no_optional_package() -> None:
+    runs = [probe() for _ in range(3)]
+    assert median(run["seconds"] for run in runs) <= 0.3
+    optional = {"triton", "matplotlib", "sklearn", "huggingface_hub", "vector_quantize_pytorch", "tyro", "rich"}
+    assert optional & set(runs[0]["modules"]) == set()
+
+
+def test_import_alone_brings_no_torch() -> None:
+    subprocess.run([sys.executable, "-c", "import sys, ferrovae; assert 'torch' not in sys.modules"], check=True)
