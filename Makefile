@@ -30,6 +30,11 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/ferrovae bench
 
+# On a machine with a GPU and the wheel in dist/ (no Rust, no .venv): the kernels against the reference.
+gpu-check:
+	$(PYTHON) -m pip install -q --force-reinstall --no-deps dist/*.whl
+	$(PYTHON) -m pytest tests/gpu
+
 wheel: .venv/ready
 	$(BIN)/uv pip install -q --python $(BIN)/python maturin ziglang
 	$(BIN)/maturin build --release --locked --zig --compatibility manylinux_2_28 --out dist
