@@ -1,6 +1,6 @@
 """Fixtures that every room's tests share.
 
-Triton's interpreter is on in the test process, so `use_backend("triton")` runs the kernels on cpu tensors. An
+Without a GPU, Triton's interpreter is on in the test process, so `use_backend("triton")` runs the kernels on cpu tensors. An
 interpreted kernel cannot be compiled: the ahead-of-time tests compile in a process of their own.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-os.environ["TRITON_INTERPRET"] = "1"
-
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
