@@ -1,7 +1,7 @@
 """Fixtures that every room's tests share.
 
-Without a GPU, Triton's interpreter is on in the test process, so `use_backend("triton")` runs the kernels on cpu tensors. An
-interpreted kernel cannot be compiled: the ahead-of-time tests compile in a process of their own.
+Without a GPU, Triton's interpreter is on in the test process, so `use_backend("triton")` runs the kernels on cpu
+tensors. An interpreted kernel cannot be compiled: the ahead-of-time tests compile in a process of their own.
 """
 
 from __future__ import annotations
