@@ -1,0 +1,147 @@
+"""`nearest_code`: the index of the nearest codebook row, exactly, without the N x K distance matrix.
+
+H heads, N rows, K codes, D dimensions. Exact means: the index minimises the metric evaluated in float64 on the values
+given (no fused multiply-add, d increasing), ties to the lowest index, on every backend.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from ferrovae.ops._registry import Kernel, Operation
+from ferrovae.ops.nearest_code_distances import DTYPES, METRICS, nearest_code_distances
+
+Metric = Literal["euclidean", "sqeuclidean", "cosine", "dot"]
+
+
+@overload
+def nearest_code(
+    x: Tensor, codebook: Tensor, *, metric: Metric = ..., return_distances: Literal[False] = ..., topk: int | None = ...
+) -> Tensor: ...
+@overload
+def nearest_code(
+    x: Tensor, codebook: Tensor, *, metric: Metric = ..., return_distances: Literal[True], topk: int | None = ...
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def nearest_code(
+    x: Tensor, codebook: Tensor, *, metric: Metric = ..., return_distances: bool, topk: int | None = ...
+) -> Tensor | tuple[Tensor, Tensor]: ...
+def nearest_code(
+    x: Tensor,
+    codebook: Tensor,
+    *,
+    metric: Metric = "euclidean",
+    return_distances: bool = False,
+    topk: int | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """argmin over k of metric(x, codebook[k]): x [..., D], codebook [K, D] -> int64 [...].
+
+    Args:
+        x: [..., D] float32, float64, bfloat16 or float16, values taken as they are; with heads [H, ..., D].
+        codebook: [K, D], or [H, K, D] for one codebook a head; any of these dtypes.
+        metric: smaller is nearer. `"euclidean"` |x - e|, `"sqeuclidean"` |x - e|^2 (these two order codes alike, by
+            the square), `"cosine"` 1 - x.e / (|x| |e|), 1 where either vector is zero (ordered by x.e / |e|),
+            `"dot"` -x.e.
+        return_distances: also return the winners' distances.
+        topk: the k nearest codes, nearest first, on a new last axis [..., k]; 1 <= k <= K.
+
+    Returns:
+        indices int64 [...] ([H, ...] with heads); with `return_distances` the pair (indices, distances float32), the
+        distances differentiable with respect to x and codebook, with gradient 0 where the distance is 0 or not finite.
+
+    Ties go to the lowest index, also in the order of topk. A row with a NaN gets index 0 (0, 1, ... with topk) and
+    distance NaN. A code whose metric is NaN (it holds a NaN, or an infinity meets a zero) is infinitely far.
+    x with no rows gives an empty result.
+
+    Raises:
+        ValueError: shapes that do not match, no codes, D = 0, an unknown metric, topk out of range, two devices.
+        TypeError: a dtype that is not floating point.
+    """
+    _check(x, codebook, metric, topk)
+    if x.dtype == torch.float64 or codebook.dtype == torch.float64:
+        x, codebook = x.double(), codebook.double()
+    codes = codebook.float() if codebook.dtype != torch.float64 else codebook
+    heads = codes.ndim == 3
+    if not heads:
+        codes = codes.unsqueeze(0)
+    leading = x.shape[:-1]
+    rows = x.reshape(codes.shape[0], -1, x.shape[-1])
+    indices = _operation(rows.detach(), codes.detach(), metric, 1 if topk is None else topk)
+    shape = leading if topk is None else (*leading, topk)
+    if not return_distances:
+        return indices.reshape(shape)
+    distances = nearest_code_distances(rows, codes, indices, metric)
+    return indices.reshape(shape), distances.float().reshape(shape)
+
+
+def _check(x: Tensor, codebook: Tensor, metric: str, topk: int | None) -> None:
+    for name, tensor in (("x", x), ("codebook", codebook)):
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"nearest_code: {name} is {tensor.dtype}, expected float32, float64, bfloat16 or float16")
+    if metric not in METRICS:
+        raise ValueError(f"nearest_code: metric is {metric!r}, expected one of {', '.join(METRICS)}")
+    if x.device != codebook.device:
+        raise ValueError(f"nearest_code: codebook is on {codebook.device}, expected {x.device}, where x is")
+    if codebook.ndim not in (2, 3):
+        raise ValueError(f"nearest_code: codebook is {tuple(codebook.shape)}, expected (K, D), or (H, K, D) with heads")
+    if x.ndim < codebook.ndim - 1 or x.shape[-1] == 0:
+        leading = "..., D" if codebook.ndim == 2 else "H, ..., D"
+        raise ValueError(f"nearest_code: x is {tuple(x.shape)}, expected ({leading}) with D >= 1")
+    expected = "(K, " if codebook.ndim == 2 else f"({x.shape[0]}, K, "
+    if codebook.shape[-1] != x.shape[-1] or (codebook.ndim == 3 and codebook.shape[0] != x.shape[0]):
+        raise ValueError(
+            f"nearest_code: codebook is {tuple(codebook.shape)}, expected {expected}{x.shape[-1]}) "
+            f"to match x {tuple(x.shape)}"
+        )
+    if codebook.numel() == 0:
+        raise ValueError(f"nearest_code: codebook is {tuple(codebook.shape)}, expected at least one code")
+    if topk is not None and not 1 <= topk <= codebook.shape[-2]:
+        raise ValueError(f"nearest_code: topk is {topk}, expected 1 to K = {codebook.shape[-2]}")
+
+
+def _reference(x: Tensor, codebook: Tensor, metric: str, topk: int) -> Tensor:
+    """The meaning: x [H, N, D], codebook [H, K, D] -> int64 [H, N, topk]; float64, in chunks of rows."""
+    indices = torch.empty((*x.shape[:2], topk), dtype=torch.int64, device=x.device)
+    chunk = max(1, 2**20 // codebook.shape[1])
+    for head in range(x.shape[0]):
+        codes = codebook[head].double()
+        for start in range(0, x.shape[1], chunk):
+            scores = _scores(x[head, start : start + chunk].double(), codes, metric).nan_to_num_(
+                torch.inf, torch.inf, -torch.inf
+            )
+            if topk == 1:
+                indices[head, start : start + chunk] = scores.argmin(1, keepdim=True)
+            else:
+                indices[head, start : start + chunk] = scores.sort(dim=1, stable=True).indices[:, :topk]
+    return indices
+
+
+def _scores(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
+    """What orders the codes: x [n, D], codebook [K, D] float64 -> [n, K]; one dimension at a time, in order."""
+    total = x.new_zeros(x.shape[0], codebook.shape[0])
+    norms = x.new_zeros(codebook.shape[0])
+    for d in range(x.shape[1]):
+        if metric in ("euclidean", "sqeuclidean"):
+            total += (x[:, d, None] - codebook[:, d]).square_()
+        else:
+            total -= x[:, d, None] * codebook[:, d]
+            norms += codebook[:, d].square()
+    if metric == "cosine":
+        total /= torch.where(norms == 0, 1.0, norms.sqrt())
+    return total
+
+
+def _fake(x: Tensor, codebook: Tensor, metric: str, topk: int) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[1], topk), dtype=torch.int64)
+
+
+_operation = Operation(
+    "nearest_code",
+    "(Tensor x, Tensor codebook, str metric, int topk) -> Tensor",
+    reference=_reference,
+    fake=_fake,
+    rust=Kernel(_reference, DTYPES),
+)
