@@ -1,6 +1,7 @@
 """The fused operations: tensors in, tensors out; any device, autograd, `torch.compile(fullgraph=True)`."""
 
 from ferrovae.ops._backend import BackendWarning, use_backend
+from ferrovae.ops.bernoulli_log_prob import bernoulli_log_prob
 from ferrovae.ops.nearest_code import nearest_code
 
-__all__ = ["BackendWarning", "nearest_code", "use_backend"]
+__all__ = ["BackendWarning", "bernoulli_log_prob", "nearest_code", "use_backend"]

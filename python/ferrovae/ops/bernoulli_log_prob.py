@@ -1,0 +1,159 @@
+"""`bernoulli_log_prob`: the log-likelihood of data in [0, 1] under independent Bernoullis given by logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ferrovae.ops._registry import Kernel, Operation
+
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def bernoulli_log_prob(x: torch.Tensor, logits: torch.Tensor, *, batch_dims: int = 1) -> torch.Tensor:
+    """log p(x | logits) = sum_d x_d l_d - max(l_d, 0) - log(1 + exp(-|l_d|)), in nats per example.
+
+    Args:
+        x: `(N, ...)` data in [0, 1] (0 and 1 for the probability of an outcome), bool, uint8 or floating point.
+            Leading batch dimensions may be missing or 1: with `batch_dims=2`, logits `(S, N, ...)` meet x
+            `(N, ...)`, which is not repeated in memory.
+        logits: `(N, ...)`, floating point, on the device of x. Infinite ones are certainties: x = 0 at -inf adds 0,
+            at +inf it makes the result -inf.
+        batch_dims: how many leading dimensions of the logits to keep; the others are summed over.
+
+    Returns:
+        The logits' first `batch_dims` dimensions, float32 (float64 for float64 logits); 0 where there is nothing to
+        sum over, NaN for an example that holds a NaN. Sums over dimensions accumulate in float64 on a CPU.
+        Differentiable, also twice, in the logits (gradient x - sigmoid(l)) and in a floating-point x (gradient l).
+
+    Raises:
+        TypeError: the logits are not floating point, or an argument is no tensor, or x is complex.
+        ValueError: shapes that do not match, devices that differ, `batch_dims` outside 0..logits.ndim.
+    """
+    return _forward(logits, _checked(x, logits, batch_dims), batch_dims)
+
+
+def _checked(x: torch.Tensor, logits: torch.Tensor, batch_dims: int) -> torch.Tensor:
+    """x without leading dimensions of size 1 that the logits do not have."""
+    name = "bernoulli_log_prob"
+    for label, value in (("x", x), ("logits", logits)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name}: {label} is a {type(value).__name__}, expected a tensor")
+    if logits.dtype not in _FLOATS:
+        raise TypeError(f"{name}: logits are {logits.dtype}, expected float32, float64, float16 or bfloat16")
+    if x.dtype.is_complex:
+        raise TypeError(f"{name}: x is {x.dtype}, expected bool, integers or floating point")
+    if x.device != logits.device:
+        raise ValueError(f"{name}: x is on {x.device}, expected {logits.device}, where logits are")
+    if not 0 <= batch_dims <= logits.ndim:
+        raise ValueError(f"{name}: batch_dims is {batch_dims}, expected 0 to {logits.ndim} for logits {_text(logits)}")
+    given, extra = x, logits.ndim - x.ndim
+    while 0 <= extra < batch_dims and x.shape[0] == 1 != logits.shape[extra]:
+        x, extra = x[0], extra + 1
+    if not 0 <= extra <= batch_dims or x.shape != logits.shape[extra:]:
+        raise ValueError(
+            f"{name}: x is {_text(given)}, expected {_text(logits)} to match logits, or that without (some of) its "
+            f"{batch_dims} batch dimensions"
+        )
+    return x
+
+
+def _text(tensor: torch.Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _work(logits: torch.Tensor) -> torch.dtype:
+    """What is computed in, and the result's dtype."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _sum_events(values: torch.Tensor, batch_dims: int) -> torch.Tensor:
+    if values.ndim == batch_dims:
+        return values
+    exact = torch.float64 if values.device.type == "cpu" else values.dtype
+    return values.sum(tuple(range(batch_dims, values.ndim)), dtype=exact).to(values.dtype)
+
+
+def _columns(per_example: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`(N,)` as `(N, 1, ...)`, to multiply with `like`."""
+    return per_example.reshape(per_example.shape + (1,) * (like.ndim - per_example.ndim))
+
+
+def _to_x(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Sum over the leading dimensions that x does not have."""
+    extra = values.ndim - x.ndim
+    return (values.sum(tuple(range(extra))) if extra else values).to(x.dtype)
+
+
+def _reference(logits: torch.Tensor, x: torch.Tensor, batch_dims: int) -> torch.Tensor:
+    work = _work(logits)
+    logits, x = logits.to(work), x.to(work)
+    error = x - (logits > 0).to(work)  # x l - max(l, 0) = error l, without cancellation
+    linear = torch.where(error == 0, 0.0, error * logits)  # 0 times infinity is 0 here
+    return _sum_events(linear - torch.log1p(torch.exp(-logits.abs())), batch_dims)
+
+
+def _reference_backward(logits: torch.Tensor, x: torch.Tensor, grad: torch.Tensor, batch_dims: int) -> torch.Tensor:
+    work = _work(logits)
+    rest = torch.sigmoid(-logits.abs().to(work))  # sigmoid(l) is rest, or 1 - rest where l > 0
+    error = x.to(work) - (logits > 0).to(work)
+    return (_columns(grad, logits) * (error + torch.where(logits > 0, rest, -rest))).to(logits.dtype)
+
+
+def _fake(logits: torch.Tensor, x: torch.Tensor, batch_dims: int) -> torch.Tensor:
+    return logits.new_empty(logits.shape[:batch_dims], dtype=_work(logits))
+
+
+def _fake_backward(logits: torch.Tensor, x: torch.Tensor, grad: torch.Tensor, batch_dims: int) -> torch.Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+_forward = Operation(
+    "bernoulli_log_prob",
+    "(Tensor logits, Tensor x, int batch_dims) -> Tensor",
+    reference=_reference,
+    fake=_fake,
+    rust=Kernel(_reference, frozenset(_FLOATS)),
+)
+_backward = Operation(
+    "bernoulli_log_prob_backward",
+    "(Tensor logits, Tensor x, Tensor grad, int batch_dims) -> Tensor",
+    reference=lambda *args: _reference_backward(*args).contiguous(),
+    fake=_fake_backward,
+    rust=Kernel(lambda *args: _reference_backward(*args).contiguous(), frozenset(_FLOATS)),
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    *tensors, ctx.batch_dims, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    logits, x = ctx.saved_tensors
+    d_logits = d_x = None
+    if ctx.needs_input_grad[0]:
+        d_logits = _backward(logits, x, grad, ctx.batch_dims, backend=ctx.backend)
+    if ctx.needs_input_grad[1]:
+        d_x = _to_x(_columns(grad, logits) * logits, x)
+    return d_logits, d_x, None, None
+
+
+def _differentiate_twice(ctx: Any, grad_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """The derivatives of g (x - sigmoid(l)), in plain torch, so that they have derivatives themselves."""
+    logits, x, grad = ctx.saved_tensors
+    work = _work(logits)
+    outer, logit = grad_grad.to(work), logits.to(work)
+    d_logits = d_x = d_grad = None
+    if ctx.needs_input_grad[0]:
+        d_logits = (-outer * _columns(grad, logits) * torch.sigmoid(logit) * torch.sigmoid(-logit)).to(logits.dtype)
+    if ctx.needs_input_grad[1]:
+        d_x = _to_x(outer * _columns(grad, logits), x)
+    if ctx.needs_input_grad[2]:
+        d_grad = _sum_events(outer * (x.to(work) - torch.sigmoid(logit)), ctx.batch_dims)
+    return d_logits, d_x, d_grad, None, None
+
+
+_forward.register_autograd(_differentiate, _save)
+_backward.register_autograd(_differentiate_twice, _save)
