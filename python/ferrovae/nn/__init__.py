@@ -1,1 +1,6 @@
 """Layers: encoders, decoders and quantizers."""
+
+from ferrovae.nn.decoders import ConvDecoder, ConvDecoder2d, MLPDecoder
+from ferrovae.nn.encoders import ConvEncoder, ConvEncoder2d, MLPEncoder
+
+__all__ = ["ConvDecoder", "ConvDecoder2d", "ConvEncoder", "ConvEncoder2d", "MLPDecoder", "MLPEncoder"]
