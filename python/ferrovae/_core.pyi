@@ -1,5 +1,7 @@
 """The compiled extension: see `rust/python`. Tensors travel as `(data_ptr, number of elements)`."""
 
+from os import PathLike
+
 __version__: str
 Span = tuple[int, int]
 
@@ -17,3 +19,30 @@ def simd_level() -> str: ...
 # --- evidence ------------------------------------------------------------------------------------------------------
 
 # --- data ----------------------------------------------------------------------------------------------------------
+
+def idx_shape(path: str | PathLike[str], least: int, most: int) -> list[int]: ...
+def idx_read(path: str | PathLike[str], shape: list[int], out: Span) -> None: ...
+def npy_header(path: str | PathLike[str]) -> tuple[str, int, bool, bool, list[int], int]: ...
+
+class Pipeline:
+    """One pass over an epoch; see `ferrovae.data.passes`."""
+
+    def __init__(
+        self,
+        owner: object,
+        name: str,
+        element: str,
+        data: Span,
+        width: int,
+        labels: Span | None,
+        shuffle: bool,
+        seed: int,
+        epoch: int,
+        spec: tuple[str, float, float] | None,
+        steps: tuple[int, int, bool, int, int],
+        threads: int,
+    ) -> None: ...
+    def set_slot(self, number: int, addresses: tuple[int, int, int, int], capacity: int, owner: object) -> None: ...
+    def submit(self, number: int) -> bool: ...
+    def take(self) -> tuple[int, int] | None: ...
+    def close(self) -> None: ...
