@@ -136,29 +136,24 @@ mod tests {
         let neighbours: [(u64, u64, u64, u32); 5] =
             [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0)];
         for (seed, epoch, index, step) in neighbours {
-            let (mut mean, mut products) = ([0.0; 2], [[0.0; 2]; 2]);
+            let same = (seed, epoch, index, step) == (0, 0, 0, 0);
+            // Sums of x, and of x y for the four pairs of halves.
+            let (mut mean, mut products) = (0.0, [0.0; 4]);
             for row in 0..rows {
                 let a = RowKey::new(epoch_key(DRAW, 0, 0), row);
                 let b = RowKey::new(epoch_key(DRAW, seed, epoch), row + index);
                 for word in 0..words {
-                    let (x, y) = (centred(a.word(word)), centred(b.word(word + step)));
-                    for i in 0..2 {
-                        mean[i] += x[i];
-                        for j in 0..2 {
-                            products[i][j] += x[i] * y[j];
-                        }
+                    let ([x0, x1], [y0, y1]) = (centred(a.word(word)), centred(b.word(word + step)));
+                    mean += x0 + x1;
+                    for (sum, product) in products.iter_mut().zip([x0 * y0, x1 * y1, x0 * y1, x1 * y0]) {
+                        *sum += product;
                     }
                 }
             }
-            let same = (seed, epoch, index, step) == (0, 0, 0, 0);
-            for i in 0..2 {
-                assert!(mean[i].abs() / (count / 12.0).sqrt() < 5.0, "mean {}", mean[i]);
-                for j in 0..2 {
-                    if !(same && i == j) {
-                        let z = products[i][j] / (count / 144.0).sqrt();
-                        assert!(z.abs() < 5.0, "{z} at ({seed}, {epoch}, {index}, {step})");
-                    }
-                }
+            assert!(f64::abs(mean) / (count / 6.0).sqrt() < 5.0, "mean {mean}");
+            for product in &products[if same { 2 } else { 0 }..] {
+                let z = product / (count / 144.0).sqrt();
+                assert!(z.abs() < 5.0, "{z} at ({seed}, {epoch}, {index}, {step})");
             }
         }
     }
