@@ -14,6 +14,26 @@ def simd_level() -> str: ...
 
 # --- nearest_code --------------------------------------------------------------------------------------------------
 
+def nearest_code(
+    dtype: str,
+    x: Span,
+    codebook: Span,
+    sizes: tuple[int, int, int, int, int],
+    metric: str,
+    out: Span,
+    threads: int,
+) -> None: ...
+def nearest_code_distances(
+    dtype: str,
+    x: Span,
+    codebook: Span,
+    indices: Span,
+    sizes: tuple[int, int, int, int, int],
+    metric: str,
+    out: Span,
+    threads: int,
+) -> None: ...
+
 # --- bernoulli_log_prob --------------------------------------------------------------------------------------------
 
 # --- evidence ------------------------------------------------------------------------------------------------------

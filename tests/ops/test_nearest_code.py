@@ -10,7 +10,7 @@ from ferrovae import use_backend
 from ferrovae.ops import nearest_code
 
 METRICS = ("euclidean", "sqeuclidean", "cosine", "dot")
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "rust")
 
 
 def brute_force(x: torch.Tensor, codebook: torch.Tensor, metric: str, k: int = 1) -> np.ndarray:

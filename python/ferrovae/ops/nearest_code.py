@@ -11,6 +11,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from ferrovae.ops import _rust
 from ferrovae.ops._registry import Kernel, Operation
 from ferrovae.ops.nearest_code_distances import DTYPES, METRICS, nearest_code_distances
 
@@ -134,6 +135,16 @@ def _scores(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
     return total
 
 
+def _rust_kernel(x: Tensor, codebook: Tensor, metric: str, topk: int) -> Tensor:
+    x, codebook = x.contiguous(), codebook.contiguous()
+    indices = torch.empty((*x.shape[:2], topk), dtype=torch.int64)
+    dtype = str(x.dtype).removeprefix("torch.")
+    sizes = (*x.shape[:2], *codebook.shape[1:], topk)
+    spans = _rust.span(x), _rust.span(codebook)
+    _rust.core.nearest_code(dtype, *spans, sizes, metric, _rust.span(indices), _rust.threads())
+    return indices
+
+
 def _fake(x: Tensor, codebook: Tensor, metric: str, topk: int) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[1], topk), dtype=torch.int64)
 
@@ -143,5 +154,5 @@ _operation = Operation(
     "(Tensor x, Tensor codebook, str metric, int topk) -> Tensor",
     reference=_reference,
     fake=_fake,
-    rust=Kernel(_reference, DTYPES),
+    rust=Kernel(_rust_kernel, DTYPES),
 )

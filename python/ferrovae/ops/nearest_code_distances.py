@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ferrovae.ops import _rust
 from ferrovae.ops._registry import Kernel, Operation
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
@@ -42,6 +43,16 @@ def _reference(x: Tensor, codebook: Tensor, indices: Tensor, metric: str) -> Ten
             distances = 1 + torch.where(norms == 0, 0.0, distances / norms)
     distances = distances.masked_fill(distances.isnan() & ~rows.isnan().any(-1), torch.inf)
     return distances.to(_result_dtype(x))
+
+
+def _rust_kernel(x: Tensor, codebook: Tensor, indices: Tensor, metric: str) -> Tensor:
+    x, codebook, indices = x.contiguous(), codebook.contiguous(), indices.contiguous()
+    distances = torch.empty(indices.shape, dtype=_result_dtype(x))
+    dtype = str(x.dtype).removeprefix("torch.")
+    sizes = (*x.shape[:2], *codebook.shape[1:], indices.shape[2])
+    spans = _rust.span(x), _rust.span(codebook), _rust.span(indices)
+    _rust.core.nearest_code_distances(dtype, *spans, sizes, metric, _rust.span(distances), _rust.threads())
+    return distances
 
 
 def _result_dtype(x: Tensor) -> torch.dtype:
@@ -110,6 +121,6 @@ _operation = Operation(
     "(Tensor x, Tensor codebook, Tensor indices, str metric) -> Tensor",
     reference=_reference,
     fake=_fake,
-    rust=Kernel(_reference, DTYPES),
+    rust=Kernel(_rust_kernel, DTYPES),
 )
 _operation.register_autograd(_backward, _setup_context)

@@ -1,5 +1,8 @@
 //! `ferrovae._core`: converts arguments, releases the GIL, calls `ferrovae-core`, maps errors. Nothing is computed here.
 
+// Every module's `register` has one signature, whether it can fail or not.
+#![allow(clippy::unnecessary_wraps)]
+
 mod bernoulli_log_prob;
 mod data;
 mod errors;

@@ -1,1 +1,0 @@
-//! `nearest_code`.

@@ -1,0 +1,205 @@
+//! `nearest_code`: for every row the codes nearest to it, exactly, without the N x K distance matrix.
+//!
+//! The answer is defined in float64 (`exact`). A float32 pass over packed codes (`codebook`, `scan`, `vector`) finds
+//! it for nearly every row and knows, by an error bound, for which it did not; those are decided in float64
+//! (`search`). So the answer depends neither on the instruction set nor on the number of threads.
+
+mod codebook;
+mod distances;
+mod exact;
+mod scan;
+mod search;
+#[cfg(test)]
+mod tests;
+mod vector;
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use codebook::Prepared;
+pub use distances::distances;
+pub use exact::Real;
+use half::{bf16, f16};
+use search::Head;
+
+use crate::simd::{self, Level};
+use crate::{Error, Result, threads};
+
+/// Vectors of codes in a panel, and so codes in a group.
+const GROUP: usize = 4;
+/// Below this many rows a head is searched in float64 at once: packing the codebook would not pay.
+const FEW_ROWS: usize = 4;
+/// Elements of half-precision rows converted at a time.
+const CONVERTED: usize = 1 << 16;
+
+/// How far a code is from a row; smaller is nearer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Metric {
+    /// |x - e|; orders codes as its square does.
+    Euclidean,
+    /// |x - e|^2.
+    SquaredEuclidean,
+    /// 1 - x.e / (|x| |e|), 1 for a zero vector; orders codes by -x.e / |e|.
+    Cosine,
+    /// -x.e.
+    Dot,
+}
+
+impl Metric {
+    /// The metric of that name.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match name {
+            "euclidean" => Ok(Self::Euclidean),
+            "sqeuclidean" => Ok(Self::SquaredEuclidean),
+            "cosine" => Ok(Self::Cosine),
+            "dot" => Ok(Self::Dot),
+            _ => Err(Error::Argument(format!("nearest_code: metric is {name:?}"))),
+        }
+    }
+
+    fn is_euclidean(self) -> bool {
+        matches!(self, Self::Euclidean | Self::SquaredEuclidean)
+    }
+}
+
+/// H heads of N rows and K codes of D dimensions; `count` codes are wanted a row.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// H.
+    pub heads: usize,
+    /// N, of each head.
+    pub rows: usize,
+    /// K, of each head.
+    pub codes: usize,
+    /// D.
+    pub dims: usize,
+    /// Results a row.
+    pub count: usize,
+}
+
+impl Shape {
+    fn check(self, x: usize, codebook: usize, out: usize) -> Result<()> {
+        let Self { heads, rows, codes, dims, count } = self;
+        let fits = x == heads * rows * dims && codebook == heads * codes * dims && out == heads * rows * count;
+        if fits && dims > 0 && (1..=codes).contains(&count) {
+            return Ok(());
+        }
+        Err(Error::Argument(format!("nearest_code: {x} x, {codebook} codebook, {out} results do not fit {self:?}")))
+    }
+}
+
+/// Rows that are float32 or exactly become so.
+pub trait Row: Copy + Send + Sync {
+    /// The values as float32.
+    fn widen(values: &[Self]) -> Cow<'_, [f32]>;
+}
+
+impl Row for f32 {
+    fn widen(values: &[Self]) -> Cow<'_, [f32]> {
+        Cow::Borrowed(values)
+    }
+}
+
+impl Row for bf16 {
+    fn widen(values: &[Self]) -> Cow<'_, [f32]> {
+        Cow::Owned(values.iter().map(|value| value.to_f32()).collect())
+    }
+}
+
+impl Row for f16 {
+    fn widen(values: &[Self]) -> Cow<'_, [f32]> {
+        Cow::Owned(values.iter().map(|value| value.to_f32()).collect())
+    }
+}
+
+/// Indices [H, N, count] of the nearest codes, nearest first, of x [H, N, D] in codebook [H, K, D].
+pub fn nearest_code<X: Row>(
+    x: &[X],
+    codebook: &[f32],
+    shape: Shape,
+    metric: Metric,
+    out: &mut [i64],
+    threads: usize,
+) -> Result<()> {
+    nearest_code_at(simd::level(), x, codebook, shape, metric, out, threads)
+}
+
+/// [`nearest_code`] with the kernels of `level`, which this processor must have.
+pub fn nearest_code_at<X: Row>(
+    level: Level,
+    x: &[X],
+    codebook: &[f32],
+    shape: Shape,
+    metric: Metric,
+    out: &mut [i64],
+    threads: usize,
+) -> Result<()> {
+    let Shape { rows, codes, dims, count, .. } = shape;
+    shape.check(x.len(), codebook.len(), out.len())?;
+    if level > simd::detected() {
+        return Err(Error::Argument(format!("nearest_code: this processor has no {}", level.name())));
+    }
+    if rows == 0 {
+        return Ok(());
+    }
+    let heads: Vec<Head> = codebook
+        .chunks_exact(codes * dims)
+        .map(|codebook| {
+            let pays = rows >= FEW_ROWS;
+            let prepared = pays.then(|| Prepared::new(metric, codebook, dims, search::lanes(level))).flatten();
+            Head { metric, codebook, dims, prepared }
+        })
+        .collect();
+    share(shape, out, threads, |head, range, out| {
+        let part = (CONVERTED / dims).max(1);
+        let x = &x[range.start * dims..range.end * dims];
+        for (x, out) in x.chunks(part * dims).zip(out.chunks_mut(part * count)) {
+            search::search(level, &heads[head], &X::widen(x), count, out);
+        }
+    });
+    Ok(())
+}
+
+/// [`nearest_code`] for float64 values: directly by the definition.
+pub fn nearest_code_f64(
+    x: &[f64],
+    codebook: &[f64],
+    shape: Shape,
+    metric: Metric,
+    out: &mut [i64],
+    threads: usize,
+) -> Result<()> {
+    let Shape { codes, dims, count, .. } = shape;
+    shape.check(x.len(), codebook.len(), out.len())?;
+    share(shape, out, threads, |head, range, out| {
+        let codebook = &codebook[head * codes * dims..][..codes * dims];
+        for (row, out) in range.zip(out.chunks_exact_mut(count)) {
+            exact::nearest_of(metric, &x[row * dims..][..dims], codebook, 0..codes, out);
+        }
+    });
+    Ok(())
+}
+
+/// Calls `work(head, rows, their results)` over all rows, in parallel; rows are numbered through all heads.
+fn share(shape: Shape, out: &mut [i64], threads: usize, work: impl Fn(usize, Range<usize>, &mut [i64]) + Sync) {
+    let Shape { heads, rows, codes, dims, count } = shape;
+    let grain = (1 << 20) / (codes * dims) + 1;
+    let mut rest = out;
+    let mut tasks = Vec::new();
+    let work = &work;
+    for piece in threads::pieces(heads * rows, grain, threads) {
+        let (own, tail) = rest.split_at_mut(piece.len() * count);
+        rest = tail;
+        tasks.push(move || {
+            let (mut out, mut start) = (own, piece.start);
+            while start < piece.end {
+                let head = start / rows;
+                let end = piece.end.min((head + 1) * rows);
+                let (part, tail) = out.split_at_mut((end - start) * count);
+                work(head, start..end, part);
+                (out, start) = (tail, end);
+            }
+        });
+    }
+    threads::run(tasks);
+}
