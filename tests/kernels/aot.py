@@ -1,0 +1,130 @@
+"""Compile the Triton kernels ahead of time, without a GPU, and print what each needs of the machine as JSON.
+
+    python tests/kernels/aot.py [--operations nearest_code ...] [--targets sm_90 ...] [--first]
+
+A process of its own: an interpreted kernel cannot be compiled, so TRITON_INTERPRET must not be set. A module
+`kernels/<operation>.py` takes part by having `aot_configurations() -> list[dict]`, the configurations it ships, each
+
+    {"kernel": "forward_kernel",              # name of the @triton.jit function in the module
+     "name": "fp32 8x256",                    # optional, for reports
+     "signature": {"x": "*fp32", "N": "i32"}, # runtime arguments; one of value None is passed as a constexpr None
+     "constexprs": {"BLOCK": 256},
+     "divisible": ["x", "N"],                 # optional: arguments known to be divisible by 16 (default: all pointers)
+     "num_warps": 4, "num_stages": 2,
+     "targets": ["sm_90"]}                    # optional: only there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+# target: (Triton's backend, architecture, lanes of a warp, bytes of shared memory a block may have)
+TARGETS: dict[str, tuple[str, int | str, int, int]] = {
+    "sm_80": ("cuda", 80, 32, 166912),
+    "sm_90": ("cuda", 90, 32, 232448),
+    "sm_100": ("cuda", 100, 32, 232448),
+    "gfx942": ("hip", "gfx942", 64, 65536),
+}
+
+
+def operations() -> list[str]:
+    """The modules under `kernels/` that say what they ship."""
+    return sorted(path.stem for path in KERNELS.glob("*.py") if "def aot_configurations" in path.read_text("utf-8"))
+
+
+def compile_one(module: Any, configuration: dict[str, Any], target: str) -> dict[str, Any]:
+    """Registers, stack, local, spill and shared bytes of one kernel on one target."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = getattr(module, configuration["kernel"])
+    names = list(function.arg_names)
+    given = dict(configuration["signature"])
+    constants = dict(configuration["constexprs"]) | {name: None for name, kind in given.items() if kind is None}
+    if set(names) != set(given) | set(constants):
+        raise ValueError(
+            f"{configuration['kernel']}: arguments {names}, described {sorted(set(given) | set(constants))}"
+        )
+    signature = {name: "constexpr" if name in constants else given[name] for name in names}
+    pointers = [name for name, kind in given.items() if kind is not None and kind.startswith("*")]
+    divisible = configuration.get("divisible", pointers)
+    source = ASTSource(
+        fn=function,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in divisible},
+    )
+    backend, architecture, lanes, _ = TARGETS[target]
+    options = {key: configuration[key] for key in ("num_warps", "num_stages") if key in configuration}
+    compiled = triton.compile(
+        source, target=GPUTarget(backend, architecture, lanes), options={**options, "enable_fp_fusion": True}
+    )
+    usage = _nvidia(compiled.asm["cubin"]) if backend == "cuda" else _amd(compiled.asm["amdgcn"])
+    return {**usage, "shared": compiled.metadata.shared}
+
+
+def _nvidia(cubin: bytes) -> dict[str, int]:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        listing = subprocess.run(
+            [str(tool), "--dump-resource-usage", str(path)], capture_output=True, text=True, check=True
+        ).stdout
+    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", listing))
+    return {"registers": int(found["REG"]), "stack": int(found["STACK"]), "local": int(found["LOCAL"]), "spills": 0}
+
+
+def _amd(assembly: str) -> dict[str, int]:
+    found = {key: int(value) for key, value in re.findall(r"\.(\w+):\s+(\d+)\s*$", assembly, re.MULTILINE)}
+    return {
+        "registers": found["vgpr_count"],
+        "stack": found["private_segment_fixed_size"],
+        "local": 0,
+        "spills": found["vgpr_spill_count"] + found["sgpr_spill_count"],
+    }
+
+
+def compile_all(wanted: list[str], targets: list[str], first: bool) -> Iterator[dict[str, Any]]:
+    """One record a (configuration, target); an `error` instead of figures where it does not compile."""
+    for operation in wanted:
+        module = import_module(f"ferrovae.kernels.{operation}")
+        for target in targets:
+            shipped = [c for c in module.aot_configurations() if target in c.get("targets", TARGETS)]
+            for configuration in shipped[:1] if first else shipped:
+                record = {"operation": operation, "kernel": configuration["kernel"], "target": target}
+                record["name"] = configuration.get("name", "")
+                try:
+                    record |= compile_one(module, configuration, target)
+                except Exception as error:
+                    record["error"] = f"{type(error).__name__}: {error}"
+                yield record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compile the Triton kernels ahead of time and print JSON.")
+    parser.add_argument("--operations", nargs="*", default=operations())
+    parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--first", action="store_true", help="only the first configuration of an operation")
+    arguments = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        sys.exit("aot.py: unset TRITON_INTERPRET; an interpreted kernel cannot be compiled")
+    json.dump(list(compile_all(arguments.operations, arguments.targets, arguments.first)), sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()
