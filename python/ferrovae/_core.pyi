@@ -35,6 +35,16 @@ def nearest_code_distances(
 ) -> None: ...
 
 # --- bernoulli_log_prob --------------------------------------------------------------------------------------------
+Typed = tuple[int, int, str]
+
+def bernoulli_log_prob(logits: Typed, x: Typed, columns: int, out: Span, threads: int) -> None: ...
+def bernoulli_log_prob_backward(
+    logits: Typed, x: Typed, grad: Span, columns: int, out: Typed, threads: int
+) -> None: ...
+def bernoulli_log_prob_f64(logits: Span, x: Span, columns: int, out: Span, threads: int) -> None: ...
+def bernoulli_log_prob_backward_f64(
+    logits: Span, x: Span, grad: Span, columns: int, out: Span, threads: int
+) -> None: ...
 
 # --- evidence ------------------------------------------------------------------------------------------------------
 

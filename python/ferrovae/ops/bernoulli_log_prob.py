@@ -7,8 +7,15 @@ from typing import Any
 import torch
 
 from ferrovae.ops._registry import Kernel, Operation
+from ferrovae.ops._rust import core, span, threads
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_RUST_TYPES = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.uint8: "uint8",
+}
 
 
 def bernoulli_log_prob(x: torch.Tensor, logits: torch.Tensor, *, batch_dims: int = 1) -> torch.Tensor:
@@ -49,12 +56,13 @@ def _checked(x: torch.Tensor, logits: torch.Tensor, batch_dims: int) -> torch.Te
     if not 0 <= batch_dims <= logits.ndim:
         raise ValueError(f"{name}: batch_dims is {batch_dims}, expected 0 to {logits.ndim} for logits {_text(logits)}")
     given, extra = x, logits.ndim - x.ndim
+    missing_too_many = extra > max(batch_dims - 1, 0)
     while 0 <= extra < batch_dims and x.shape[0] == 1 != logits.shape[extra]:
         x, extra = x[0], extra + 1
-    if not 0 <= extra <= batch_dims or x.shape != logits.shape[extra:]:
+    if extra < 0 or missing_too_many or x.shape != logits.shape[extra:]:
         raise ValueError(
-            f"{name}: x is {_text(given)}, expected {_text(logits)} to match logits, or that without (some of) its "
-            f"{batch_dims} batch dimensions"
+            f"{name}: x is {_text(given)}, expected {_text(logits)} to match logits; of the {batch_dims} batch "
+            "dimensions leading ones may be 1, all but one may be missing"
         )
     return x
 
@@ -101,6 +109,41 @@ def _reference_backward(logits: torch.Tensor, x: torch.Tensor, grad: torch.Tenso
     return (_columns(grad, logits) * (error + torch.where(logits > 0, rest, -rest))).to(logits.dtype)
 
 
+def _rows(x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """What Rust reads x as: contiguous, a copy only where it must be, and not of dimensions it is expanded over."""
+    while x.ndim and x.shape[0] > 1 and x.stride(0) == 0:
+        x = x[0]
+    if logits.dtype == torch.float64:
+        return x.to(torch.float64).contiguous()
+    if x.dtype == torch.bool:
+        x = x.view(torch.uint8)
+    return (x if x.dtype in _RUST_TYPES else x.to(torch.float32)).contiguous()
+
+
+def _typed(tensor: torch.Tensor) -> tuple[int, int, str]:
+    return (*span(tensor), _RUST_TYPES[tensor.dtype])
+
+
+def _rust(logits: torch.Tensor, x: torch.Tensor, batch_dims: int) -> torch.Tensor:
+    logits, x, columns = logits.contiguous(), _rows(x, logits), logits.shape[batch_dims:].numel()
+    out = torch.empty(logits.shape[:batch_dims], dtype=_work(logits))
+    if logits.dtype == torch.float64:
+        core.bernoulli_log_prob_f64(span(logits), span(x), columns, span(out), threads())
+    else:
+        core.bernoulli_log_prob(_typed(logits), _typed(x), columns, span(out), threads())
+    return out
+
+
+def _rust_backward(logits: torch.Tensor, x: torch.Tensor, grad: torch.Tensor, batch_dims: int) -> torch.Tensor:
+    logits, x, columns = logits.contiguous(), _rows(x, logits), logits.shape[batch_dims:].numel()
+    grad, out = grad.contiguous(), torch.empty_like(logits)
+    if logits.dtype == torch.float64:
+        core.bernoulli_log_prob_backward_f64(span(logits), span(x), span(grad), columns, span(out), threads())
+    else:
+        core.bernoulli_log_prob_backward(_typed(logits), _typed(x), span(grad), columns, _typed(out), threads())
+    return out
+
+
 def _fake(logits: torch.Tensor, x: torch.Tensor, batch_dims: int) -> torch.Tensor:
     return logits.new_empty(logits.shape[:batch_dims], dtype=_work(logits))
 
@@ -114,14 +157,14 @@ _forward = Operation(
     "(Tensor logits, Tensor x, int batch_dims) -> Tensor",
     reference=_reference,
     fake=_fake,
-    rust=Kernel(_reference, frozenset(_FLOATS)),
+    rust=Kernel(_rust, frozenset(_FLOATS)),
 )
 _backward = Operation(
     "bernoulli_log_prob_backward",
     "(Tensor logits, Tensor x, Tensor grad, int batch_dims) -> Tensor",
     reference=lambda *args: _reference_backward(*args).contiguous(),
     fake=_fake_backward,
-    rust=Kernel(lambda *args: _reference_backward(*args).contiguous(), frozenset(_FLOATS)),
+    rust=Kernel(_rust_backward, frozenset(_FLOATS)),
 )
 
 

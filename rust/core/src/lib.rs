@@ -11,5 +11,6 @@ pub mod philox;
 pub mod reparameterize_kl;
 pub mod simd;
 pub mod threads;
+pub mod values;
 
 pub use error::{Error, Result};

@@ -1,8 +1,21 @@
 //! Which instruction set the kernels use: probed once, capped by `FERROVAE_SIMD`.
+//!
+//! A [`Kernel`] is written once over [`Lanes`]; [`run`] compiles it for every level and calls the one asked for.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod exp;
+mod lanes;
+mod portable;
 
 use std::sync::OnceLock;
 
-/// Instruction sets with a kernel of their own, slowest first. All give the same results.
+pub use exp::exp_negative_abs;
+pub use lanes::{Kernel, Lanes};
+
+/// Instruction sets with a kernel of their own, slowest first. All give the same results, to rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Plain Rust: whatever the target's baseline vectorises to (SSE2, NEON).
@@ -60,6 +73,19 @@ pub fn level() -> Level {
         let cap = std::env::var("FERROVAE_SIMD").ok().and_then(|name| Level::from_name(&name));
         cap.map_or_else(detected, |cap| cap.min(detected()))
     })
+}
+
+/// Runs the kernel at `level`, or at the best one there is when the processor lacks that.
+pub fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
+    match level.min(detected()) {
+        // SAFETY: `detected` saw AVX2 and FMA.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { avx2::run(kernel) },
+        // SAFETY: `detected` saw AVX-512 F, BW, DQ and VL.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { avx512::run(kernel) },
+        _ => kernel.run::<portable::Portable>(),
+    }
 }
 
 #[cfg(test)]
