@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ferrovae.ops import _checks, _philox
+from ferrovae.ops import _checks, _philox, _triton
 from ferrovae.ops._registry import Kernel, Operation
 
 
@@ -81,6 +81,36 @@ def _reference_backward(
     dlogvar.copy_((of_logvar * 0.5).view(shape))
 
 
+# --- Triton --------------------------------------------------------------------------------------------------------
+
+
+def _unit_stride(rows: Tensor) -> Tensor:
+    """Rows whose columns lie side by side; a copy where they do not."""
+    return rows if rows.shape[2] <= 1 or rows.stride(2) == 1 else rows.contiguous()
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _triton_forward(mean: Tensor, logvar: Tensor, seed: Tensor, example_ids: Tensor | None, *rest: Any) -> Any:
+    kernels = _triton.kernels("reparameterize_kl")
+    return kernels.forward(_unit_stride(mean), _unit_stride(logvar), seed, _contiguous(example_ids), *rest)
+
+
+def _triton_backward(
+    mean: Tensor,
+    logvar: Tensor,
+    dz: Tensor | None,
+    dkl: Tensor | None,
+    seed: Tensor,
+    example_ids: Tensor | None,
+    *rest: Any,
+) -> None:
+    tensors = (_unit_stride(mean), _unit_stride(logvar), _contiguous(dz), _contiguous(dkl), seed)
+    _triton.kernels("reparameterize_kl").backward(*tensors, _contiguous(example_ids), *rest)
+
+
 # --- separate tensors and moments ----------------------------------------------------------------------------------
 
 
@@ -125,6 +155,7 @@ def _fake_backward(*args: Any) -> None:
 
 
 _FLOATS = frozenset(_checks.FLOATS)
+_TRITON_FLOATS = _FLOATS - {torch.float64}
 _DRAWS = "Tensor seed, Tensor? example_ids, int samples, int first"
 _PAIR, _MOMENTS = "Tensor mean, Tensor logvar", "Tensor moments"
 
@@ -134,6 +165,7 @@ from_pair = Operation(
     reference=_pair(_reference),
     fake=_pair(_fake),
     rust=Kernel(_pair(_reference), _FLOATS),
+    triton=Kernel(_pair(_triton_forward), _TRITON_FLOATS),
 )
 from_moments = Operation(
     "reparameterize_kl_from_moments",
@@ -141,6 +173,7 @@ from_moments = Operation(
     reference=_moments(_reference),
     fake=_moments(_fake),
     rust=Kernel(_moments(_reference), _FLOATS),
+    triton=Kernel(_moments(_triton_forward), _TRITON_FLOATS),
 )
 _from_pair_backward = Operation(
     "reparameterize_kl_backward",
@@ -148,6 +181,7 @@ _from_pair_backward = Operation(
     reference=_pair_backward(_reference_backward),
     fake=_pair_backward(_fake_backward),
     rust=Kernel(_pair_backward(_reference_backward), _FLOATS),
+    triton=Kernel(_pair_backward(_triton_backward), _TRITON_FLOATS),
 )
 _from_moments_backward = Operation(
     "reparameterize_kl_from_moments_backward",
@@ -155,6 +189,7 @@ _from_moments_backward = Operation(
     reference=_moments_backward(_reference_backward),
     fake=_moments_backward(_fake_backward),
     rust=Kernel(_moments_backward(_reference_backward), _FLOATS),
+    triton=Kernel(_moments_backward(_triton_backward), _TRITON_FLOATS),
 )
 
 
