@@ -39,8 +39,8 @@ class Factorized(Distribution):
     Args:
         name: who speaks in an error message.
         batch_shape, event_shape: of the distribution; `event_shape` is the shape of one x.
-        validate_args: check x in `log_prob`; by default as `Distribution.set_default_validate_args` says.
-            Never checked inside `torch.compile`.
+        validate_args: check x in `log_prob`; never done inside `torch.compile`. (Torch's own default is not asked:
+            compiling anything switches it off for the whole process.)
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -51,11 +51,11 @@ class Factorized(Distribution):
         batch_shape: Sequence[int],
         event_shape: Sequence[int],
         parameters: Sequence[Tensor],
-        validate_args: bool | None = None,
+        validate_args: bool = True,
     ) -> None:
         self.name = name
-        self.parameters = tuple(parameters)
-        super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args=validate_args)
+        self.parameters, self.validate_args = tuple(parameters), validate_args
+        super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args=False)
 
     @property
     def support(self) -> Any:
@@ -77,7 +77,7 @@ class Factorized(Distribution):
         outside the support; the message names the first such example.
         """
         self._check_shape(value)
-        if self._validate_args and not torch.compiler.is_compiling() and value.numel():
+        if self.validate_args and not torch.compiler.is_compiling() and value.numel():
             self._check_data(value)
         return self._total(value)
 
@@ -96,7 +96,7 @@ class Factorized(Distribution):
     def _check_data(self, x: Tensor) -> None:
         """Raise `ValueError` when x lies outside the support."""
         if x.is_floating_point() and not bool(x.sum().isfinite()):
-            self._reject(x, x.isnan(), "is NaN")
+            self._reject_nan(x)
 
     def _check_shape(self, x: Tensor) -> None:
         dims = len(self.event_shape)
@@ -113,12 +113,17 @@ class Factorized(Distribution):
             where = first_example(bad, len(self.event_shape))
             raise ValueError(f"{self.name}: {where} of x holds {value:g}, which {what}")
 
+    def _reject_nan(self, x: Tensor) -> None:
+        bad = x.isnan()
+        if bool(bad.any()):
+            raise ValueError(f"{self.name}: {first_example(bad, len(self.event_shape))} of x holds NaN")
+
     def _check_range(self, x: Tensor, low: float, high: float, what: str) -> None:
         """One pass over good data: aminmax hands a NaN on."""
         least, most = torch.aminmax(x)
         if not bool((least >= low) & (most <= high)):
             if x.is_floating_point():
-                self._reject(x, x.isnan(), "is NaN")
+                self._reject_nan(x)
             self._reject(x, (x < low) | (x > high), what)
 
 
@@ -130,13 +135,13 @@ class Likelihood(nn.Module):
         channels: parameters per channel of data, stacked along dim 1 of the decoder's output: for data (C, H, W)
             the output is (N, channels * C, H, W), parameter 0 of all channels first.
         data: the x it wants: `"unit"` ([0, 1]), `"symmetric"` ([-1, 1]) or `"integer"` (0 .. classes - 1).
-        validate_args: whether its distributions check x; None means torch's default.
+        validate_args: whether its distributions check x, which makes a GPU wait.
     """
 
     name: str
     channels: int = 1
     data: Literal["unit", "symmetric", "integer"] = "unit"
-    validate_args: bool | None = None
+    validate_args: bool = True
 
     def forward(self, parameters: Tensor, event_dims: int) -> Factorized:
         """The distribution with these parameters.

@@ -23,7 +23,7 @@ class BernoulliDistribution(Factorized):
         event_dims: trailing dimensions of one x.
     """
 
-    def __init__(self, logits: Tensor, event_dims: int, validate_args: bool | None = None) -> None:
+    def __init__(self, logits: Tensor, event_dims: int, validate_args: bool = True) -> None:
         cut = logits.ndim - event_dims
         super().__init__("bernoulli", logits.shape[:cut], logits.shape[cut:], (logits,), validate_args)
 

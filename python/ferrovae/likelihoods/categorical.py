@@ -21,7 +21,7 @@ class CategoricalDistribution(Factorized):
         event_dims: trailing dimensions of one x.
     """
 
-    def __init__(self, logits: Tensor, event_dims: int, validate_args: bool | None = None) -> None:
+    def __init__(self, logits: Tensor, event_dims: int, validate_args: bool = True) -> None:
         cut = logits.ndim - event_dims - 1
         super().__init__("categorical", logits.shape[:cut], logits.shape[cut + 1 :], (logits,), validate_args)
 

@@ -29,7 +29,7 @@ class DiscretizedLogisticDistribution(Factorized):
     """
 
     def __init__(
-        self, mean: Tensor, log_scale: Tensor, event_dims: int, levels: int = 256, validate_args: bool | None = None
+        self, mean: Tensor, log_scale: Tensor, event_dims: int, levels: int = 256, validate_args: bool = True
     ) -> None:
         self.levels = levels
         cut = mean.ndim - event_dims

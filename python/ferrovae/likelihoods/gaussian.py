@@ -37,7 +37,7 @@ class GaussianDistribution(Factorized):
         event_dims: int,
         *,
         running: Gaussian | None = None,
-        validate_args: bool | None = None,
+        validate_args: bool = True,
     ) -> None:
         cut = mean.ndim - event_dims
         log_sigma = log_sigma.clamp_min(LOG_SIGMA_FLOOR)

@@ -1,6 +1,7 @@
 """Layers: encoders, decoders and quantizers."""
 
 from ferrovae.nn.decoders import ConvDecoder, ConvDecoder2d, MLPDecoder
+from ferrovae.nn.distributions import DiagonalNormal
 from ferrovae.nn.encoders import ConvEncoder, ConvEncoder2d, MLPEncoder
 
-__all__ = ["ConvDecoder", "ConvDecoder2d", "ConvEncoder", "ConvEncoder2d", "MLPDecoder", "MLPEncoder"]
+__all__ = ["ConvDecoder", "ConvDecoder2d", "ConvEncoder", "ConvEncoder2d", "DiagonalNormal", "MLPDecoder", "MLPEncoder"]
