@@ -29,30 +29,29 @@ pub(super) unsafe fn scan<T: Vector, const ROWS: usize>(
         unsafe {
             let bias = bias.add(panel * width);
             let mut code = codes.add(panel * dims * width);
-            let start: [T; GROUP] = [
-                T::load(bias),
-                T::load(bias.add(T::LANES)),
-                T::load(bias.add(2 * T::LANES)),
-                T::load(bias.add(3 * T::LANES)),
+            // Vector by vector of codes, so that sums, factors and one code fit the registers.
+            let mut scores = [
+                [T::load(bias); ROWS],
+                [T::load(bias.add(T::LANES)); ROWS],
+                [T::load(bias.add(2 * T::LANES)); ROWS],
+                [T::load(bias.add(3 * T::LANES)); ROWS],
             ];
-            let mut scores = [start; ROWS];
             for d in 0..dims {
-                let values: [T; GROUP] = [
-                    T::load(code),
-                    T::load(code.add(T::LANES)),
-                    T::load(code.add(2 * T::LANES)),
-                    T::load(code.add(3 * T::LANES)),
-                ];
-                for (row, scores) in scores.iter_mut().enumerate() {
-                    let factor = T::splat(*x.add(row * dims + d));
-                    for (score, value) in scores.iter_mut().zip(values) {
+                let mut factors = [T::splat(0.0); ROWS];
+                for (row, factor) in factors.iter_mut().enumerate() {
+                    *factor = T::splat(*x.add(row * dims + d));
+                }
+                for (v, scores) in scores.iter_mut().enumerate() {
+                    let value = T::load(code.add(v * T::LANES));
+                    for (score, factor) in scores.iter_mut().zip(factors) {
                         *score = score.minus_product(factor, value);
                     }
                 }
                 code = code.add(width);
             }
-            for (row, scores) in scores.iter().enumerate() {
-                sink.take(row, panel, scores);
+            #[allow(clippy::needless_range_loop)] // it walks the inner axis of four arrays
+            for row in 0..ROWS {
+                sink.take(row, panel, &[scores[0][row], scores[1][row], scores[2][row], scores[3][row]]);
             }
         }
     }
