@@ -1,4 +1,4 @@
-"""A model whose log p(x) is known: z ~ N(0, I), x = W z + sigma eps, and a posterior that is right or wrong on purpose."""
+"""A model whose log p(x) is known: z ~ N(0, I), x = W z + sigma eps; its posterior is right or wrong on purpose."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def keyed_normal(seed, ids, first, samples, dims):
 class Gaussian(Distribution):
     """N(mean [B, Z], S S') whose draws do not depend on how they are cut."""
 
-    def __init__(self, mean, root):
+    def __init__(self, mean, root, logdet):
         super().__init__(mean.shape[:1], mean.shape[1:], validate_args=False)
         self.mean_, self.root = mean, root
+        self.constant = logdet + 0.5 * mean.shape[1] * math.log(2 * math.pi)
 
     @property
     def mean(self):
@@ -35,8 +36,7 @@ class Gaussian(Distribution):
 
     def draw(self, num_samples, *, seed, first_sample=0, example_ids=None):
         eps = keyed_normal(seed, example_ids, first_sample, num_samples, self.mean_.shape[1]).to(self.mean_.dtype)
-        constant = self.root.logdet() + 0.5 * self.mean_.shape[1] * math.log(2 * math.pi)
-        return self.mean_ + eps @ self.root.T, -0.5 * eps.square().sum(-1) - constant
+        return self.mean_ + eps @ self.root.T, -0.5 * eps.square().sum(-1) - self.constant
 
 
 class LinearGaussian:
@@ -52,6 +52,7 @@ class LinearGaussian:
         self.q_covariance = inflation * turned
         self.to_mean = (self.weight @ self.covariance / sigma**2).to(dtype)
         self.root = torch.linalg.cholesky(self.q_covariance).to(dtype)
+        self.logdet = float(self.root.logdet())
         self.evidence = MultivariateNormal(
             torch.zeros(dims, dtype=torch.float64),
             self.weight @ self.weight.T + sigma**2 * torch.eye(dims, dtype=torch.float64),
@@ -61,7 +62,7 @@ class LinearGaussian:
 
     def posterior(self, x):
         mean = x @ self.to_mean
-        return Gaussian(mean, self.root) if self.keyed else MultivariateNormal(mean, scale_tril=self.root)
+        return Gaussian(mean, self.root, self.logdet) if self.keyed else MultivariateNormal(mean, scale_tril=self.root)
 
     def likelihood(self, z):
         return Independent(Normal(z @ self.weight.T, self.sigma), 1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
-from evidence.linear_gaussian import LinearGaussian
 
+from evidence.linear_gaussian import LinearGaussian
 from ferrovae.evidence import estimate
 
 
@@ -38,7 +39,7 @@ def test_exact_posterior_is_recognised_in_float32():
     torch.testing.assert_close(result.log_px, model.log_px(x), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("inflation", [0.8, 1.5])
+@pytest.mark.parametrize("inflation", [0.9, 1.5])
 def test_inflated_posterior_has_its_closed_form_gap_and_weight_variance(inflation):
     latent, samples = 4, 20_000
     model = LinearGaussian(latent, 12, inflation=inflation)
@@ -49,7 +50,7 @@ def test_inflated_posterior_has_its_closed_form_gap_and_weight_variance(inflatio
     assert ((result.log_px.new_tensor(model.gap()) - (model.log_px(x) - result.elbo)).abs() < 5 * error).all()
     # Var(w) / E[w]^2 = (c / sqrt(2c - 1))^q - 1, and ESS / K = 1 / (1 + that).
     variance = (inflation / math.sqrt(2 * inflation - 1)) ** latent - 1
-    assert float(samples / result.ess.mean() - 1) == pytest.approx(variance, rel=0.1)
+    assert float((samples / result.ess - 1).median()) == pytest.approx(variance, rel=0.1)
     torch.testing.assert_close(result.log_px, model.log_px(x), rtol=0, atol=0.05)
     assert result.reliable.all()
     torch.testing.assert_close(result.reconstruction - result.kl, result.elbo)
@@ -76,7 +77,7 @@ def test_khat_fires_where_the_variance_is_infinite():
     assert float(result.khat.median()) > 0.8
     assert not result.reliable.any()
     assert result.standard_error.isnan().all()
-    assert float((narrow.log_px(x) - result.log_px).mean()) > 0.3
+    assert float((narrow.log_px(x) - result.log_px).median()) > 0.3
     good = LinearGaussian(50, 60, inflation=0.9)
     assert estimate(good, x, 5000).reliable.all()
 
@@ -97,11 +98,11 @@ def test_expected_bound_rises_with_the_samples_and_stays_below_the_truth():
     x = model.sample(1)
     truth = float(model.log_px(x))
     means, errors = [], []
-    for samples in (1, 4, 16, 64, 256):
-        result = estimate(model, x.expand(2000, -1), samples)
+    for samples in (1, 4, 16, 64):
+        result = estimate(model, x.expand(1000, -1), samples)
         means.append(float(result.log_px.mean()))
-        errors.append(float(result.log_px.std()) / math.sqrt(2000))
-    assert all(low < high for low, high in zip(means, means[1:], strict=False))
+        errors.append(float(result.log_px.std()) / math.sqrt(1000))
+    assert all(low < high for low, high in pairwise(means))
     assert all(mean <= truth + 4 * error for mean, error in zip(means, errors, strict=True))
     assert means[-1] == pytest.approx(truth, abs=0.02)
     assert means[0] == pytest.approx(truth - model.gap(), abs=4 * errors[0])

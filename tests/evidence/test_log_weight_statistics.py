@@ -23,7 +23,8 @@ def khat_of_the_paper(log_weights):
     theta = 1 / excess[-1] + (1 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))) / (3 * quartile)
     shape = np.log1p(-theta[:, None] * excess).mean(1)
     log_likelihood = n * (np.log(-theta / shape) - shape - 1)
-    posterior = 1 / np.exp(log_likelihood - log_likelihood[:, None]).sum(1)
+    with np.errstate(over="ignore"):
+        posterior = 1 / np.exp(log_likelihood - log_likelihood[:, None]).sum(1)
     estimate = np.log1p(-(theta * posterior).sum() * excess).mean()
     return (n * estimate + 10 * 0.5) / (n + 10)
 

@@ -200,8 +200,5 @@ class _Run:
 
     def _refuse(self, part: examples.Images, terms: torch.Tensor, row: int, column: int, first: int) -> NoReturn:
         image, sample = int(part.index[row]), first + column
-        x = part.x[row]
-        if x.is_floating_point() and bool(torch.isnan(x).any()):
-            raise ValueError(f"estimate: x is NaN in image {image}")
         values = ", ".join(f"{name} = {float(term):g}" for name, term in zip(_TERMS, terms, strict=True))
         raise ValueError(f"estimate: no finite weight for image {image}, sample {sample}: {values}")

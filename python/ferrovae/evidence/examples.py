@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+_AT_A_TIME = 1024  # images looked at for NaN in one go: the mask of a large tensor would not be small
+
 
 @dataclass(frozen=True)
 class Images:
@@ -23,11 +25,12 @@ def images(function: str, x: torch.Tensor | Iterable[Any]) -> Iterator[Images]:
 
     Raises:
         TypeError: `x` is neither.
+        ValueError: an image holds a NaN; its number is named.
     """
     if isinstance(x, torch.Tensor):
         if x.ndim < 2:
             raise ValueError(f"{function}: x is {tuple(x.shape)}, expected images (N, ...)")
-        yield Images(x, torch.arange(len(x)))
+        yield _checked(function, Images(x, torch.arange(len(x))))
         return
     if isinstance(x, (str, bytes)) or not isinstance(x, Iterable):
         raise TypeError(f"{function}: x is a {type(x).__name__}, expected a tensor or a ferrovae.data.Loader")
@@ -38,9 +41,17 @@ def images(function: str, x: torch.Tensor | Iterable[Any]) -> Iterator[Images]:
                 "batches with x, index and valid"
             )
         if bool(batch.valid.all()):
-            yield Images(batch.x, batch.index.cpu())
+            yield _checked(function, Images(batch.x, batch.index.cpu()))
         else:
-            yield Images(batch.x[batch.valid], batch.index[batch.valid].cpu())
+            yield _checked(function, Images(batch.x[batch.valid], batch.index[batch.valid].cpu()))
+
+
+def _checked(function: str, batch: Images) -> Images:
+    for x, index in zip(batch.x.split(_AT_A_TIME), batch.index.split(_AT_A_TIME), strict=True):
+        bad = torch.isnan(x).flatten(1).any(1)
+        if bool(bad.any()):
+            raise ValueError(f"{function}: x is NaN in image {int(index[bad.cpu()][0])}")
+    return batch
 
 
 def count(x: torch.Tensor | Iterable[Any]) -> int | None:
