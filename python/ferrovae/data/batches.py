@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import torch
@@ -86,10 +87,11 @@ class Slot:
             self._event.record(torch.cuda.current_stream(device))
         return Batch(x, label, index, valid)
 
-    def _shared(self) -> tuple[int, int]:
+    def _shared(self) -> tuple[int, int, int, int]:
+        """References to the storages: tensors count in C++, `Tensor.untyped_storage()` gives the one Python object."""
         count = torch._C._storage_Use_Count
         x, rest = self._storages
-        return count(x._cdata), count(rest._cdata)
+        return count(x._cdata), count(rest._cdata), sys.getrefcount(x), sys.getrefcount(rest)
 
     def _located(self) -> tuple[int, int]:
         x, rest = self._storages
