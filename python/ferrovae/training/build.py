@@ -1,0 +1,109 @@
+"""From a configuration to data, transforms and a model."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn as torch_nn
+
+from ferrovae import data, likelihoods, models, nn
+from ferrovae.training.configuration import Configuration, TrainVAE, TrainVQVAE
+from ferrovae.training.errors import ConfigurationError
+from ferrovae.training.keys import held_out
+
+Split = Literal["train", "validation", "test"]
+
+
+def open_data(config: Configuration, split: Split) -> data.Dataset:
+    """The images of `split`: "validation" is the end of the source's train split, which "train" then lacks.
+
+    Which images those are depends on `validation_fraction` alone, so the curves of any two runs compare.
+
+    Raises:
+        DataError: the source is not what it should be.
+        ConfigurationError: validation was asked for, but nothing is held out.
+    """
+    if split == "test":
+        return data.open(config.data, split="test")
+    everything = data.open(config.data, split="train")
+    if config.validation_fraction == 0:
+        if split == "validation":
+            raise ConfigurationError("validation_fraction is 0: this run holds no images out")
+        return everything
+    kept = len(everything) - held_out(len(everything), config.validation_fraction)
+    if split == "train":
+        return everything.subset(0, kept)
+    if kept == len(everything):
+        raise ConfigurationError(f"{config.data}: has {kept} training image, too few to hold one out")
+    return everything.subset(kept, len(everything), split="validation")
+
+
+def transform_for(config: Configuration) -> Any:
+    """What the loader does to raw images so that they suit the likelihood; None: nothing, they stay integers."""
+    if config.stochastic_binarization:
+        return data.Binarize()
+    if config.dequantize:
+        return data.Dequantize()
+    domain = _likelihood(config).data
+    if domain == "integer":
+        return None
+    return data.Scale(-1.0, 1.0) if domain == "symmetric" else data.Scale()
+
+
+def build_model(config: Configuration, data_shape: tuple[int, ...]) -> torch_nn.Module:
+    """The untrained model for images of `data_shape` (C, H, W): the same weights for the same `config.seed`.
+
+    torch's global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return _vae(config, data_shape) if isinstance(config, TrainVAE) else _vqvae(config, data_shape)
+
+
+def unit_images(images: torch.Tensor, likelihood: likelihoods.Likelihood) -> torch.Tensor:
+    """Images in the likelihood's domain as float32 in [0, 1], for a person to look at."""
+    images = images.detach().float().cpu()
+    if likelihood.data == "symmetric":
+        images = (images + 1) / 2
+    elif likelihood.data == "integer":
+        images = images / (getattr(likelihood, "classes", 256) - 1)
+    return images.clamp(0, 1)
+
+
+def _likelihood(config: Configuration) -> likelihoods.Likelihood:
+    options = {"sigma": config.sigma} if config.likelihood == "gaussian" else {}
+    return likelihoods.build(config.likelihood, **options)
+
+
+def _vae(config: TrainVAE, data_shape: tuple[int, ...]) -> torch_nn.Module:
+    likelihood = _likelihood(config)
+    encoder: torch_nn.Module
+    decoder: torch_nn.Module
+    common: dict[str, Any] = {"activation": config.activation}
+    if config.network == "mlp":
+        encoder = nn.MLPEncoder(data_shape, config.latent_dim, hidden=config.hidden, **common)
+        mirrored = tuple(reversed(config.hidden))
+        decoder = nn.MLPDecoder(config.latent_dim, data_shape, hidden=mirrored, channels=likelihood.channels, **common)
+    else:
+        size: dict[str, Any] = {"width": config.width, "depth": config.depth}
+        encoder = nn.ConvEncoder(data_shape, config.latent_dim, **size, **common)
+        decoder = nn.ConvDecoder(config.latent_dim, data_shape, channels=likelihood.channels, **size, **common)
+    return models.VAE(encoder, decoder, likelihood=likelihood, latent_shape=(config.latent_dim,), data_shape=data_shape)
+
+
+def _vqvae(config: TrainVQVAE, data_shape: tuple[int, ...]) -> torch_nn.Module:
+    likelihood = _likelihood(config)
+    size: dict[str, Any] = {"downsample": config.downsample, "width": config.width}
+    encoder = nn.ConvEncoder2d(data_shape, config.code_dim, **size)
+    decoder = nn.ConvDecoder2d(config.code_dim, data_shape, channels=likelihood.channels, **size)
+    quantizer = nn.VectorQuantize(
+        dim=config.code_dim,
+        codebook_size=config.codebook_size,
+        decay=config.codebook_decay,
+        commitment_weight=config.commitment_weight,
+        threshold_ema_dead_code=config.dead_code_threshold,
+        kmeans_init=True,
+        rotation_trick=config.rotation_trick,
+    )
+    return models.VQVAE(encoder, decoder, quantizer, likelihood=likelihood)
