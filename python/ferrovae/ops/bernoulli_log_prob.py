@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ferrovae.ops import _triton
 from ferrovae.ops._registry import Kernel, Operation
 from ferrovae.ops._rust import core, span, threads
 
@@ -109,10 +110,16 @@ def _reference_backward(logits: torch.Tensor, x: torch.Tensor, grad: torch.Tenso
     return (_columns(grad, logits) * (error + torch.where(logits > 0, rest, -rest))).to(logits.dtype)
 
 
-def _rows(x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """What Rust reads x as: contiguous, a copy only where it must be, and not of dimensions it is expanded over."""
+def _unexpanded(x: torch.Tensor) -> torch.Tensor:
+    """x without the leading dimensions it is expanded over."""
     while x.ndim and x.shape[0] > 1 and x.stride(0) == 0:
         x = x[0]
+    return x
+
+
+def _rows(x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """What Rust reads x as: contiguous, of a type it knows, a copy only where it must be."""
+    x = _unexpanded(x)
     if logits.dtype == torch.float64:
         return x.to(torch.float64).contiguous()
     if x.dtype == torch.bool:
@@ -144,6 +151,23 @@ def _rust_backward(logits: torch.Tensor, x: torch.Tensor, grad: torch.Tensor, ba
     return out
 
 
+def _triton_x(x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    x = _unexpanded(x)
+    if x.dtype == torch.bool:
+        x = x.view(torch.uint8)
+    return (x if x.dtype in _FLOATS or x.dtype == torch.uint8 else x.to(_work(logits))).contiguous()
+
+
+def _triton_forward(logits: torch.Tensor, x: torch.Tensor, batch_dims: int) -> torch.Tensor:
+    batch, work = logits.shape[:batch_dims], _work(logits)
+    return _triton.kernels("bernoulli_log_prob").forward(logits.contiguous(), _triton_x(x, logits), batch, work)
+
+
+def _triton_backward(logits: torch.Tensor, x: torch.Tensor, grad: torch.Tensor, batch_dims: int) -> torch.Tensor:
+    tensors = (logits.contiguous(), _triton_x(x, logits), grad.contiguous())
+    return _triton.kernels("bernoulli_log_prob").backward(*tensors)
+
+
 def _fake(logits: torch.Tensor, x: torch.Tensor, batch_dims: int) -> torch.Tensor:
     return logits.new_empty(logits.shape[:batch_dims], dtype=_work(logits))
 
@@ -158,6 +182,7 @@ _forward = Operation(
     reference=_reference,
     fake=_fake,
     rust=Kernel(_rust, frozenset(_FLOATS)),
+    triton=Kernel(_triton_forward, frozenset(_FLOATS)),
 )
 _backward = Operation(
     "bernoulli_log_prob_backward",
@@ -165,6 +190,7 @@ _backward = Operation(
     reference=lambda *args: _reference_backward(*args).contiguous(),
     fake=_fake_backward,
     rust=Kernel(_rust_backward, frozenset(_FLOATS)),
+    triton=Kernel(_triton_backward, frozenset(_FLOATS)),
 )
 
 
