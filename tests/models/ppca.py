@@ -26,13 +26,17 @@ class PPCA:
     train_log_px: float
 
     @classmethod
-    def fit(cls, x: torch.Tensor, q: int) -> PPCA:
-        """The maximum-likelihood solution of x (N, D); `train_log_px` is its mean by the eigenvalues alone."""
-        x = x.double()
-        mean = x.mean(0)
-        values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
-        values, vectors = values.flip(0), vectors.flip(1)
-        dims = x.shape[1]
+    def fit(cls, x: torch.Tensor, *sizes: int) -> list[PPCA]:
+        """The maximum-likelihood solution of x (N, D) for each q; `train_log_px` is its mean by the eigenvalues."""
+        mean = x.double().mean(0)
+        centred = x.double() - mean
+        values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
+        return [cls.of(mean, values.flip(0), vectors.flip(1), q) for q in sizes]
+
+    @classmethod
+    def of(cls, mean: torch.Tensor, values: torch.Tensor, vectors: torch.Tensor, q: int) -> PPCA:
+        """From the mean and the eigenpairs of the covariance, largest first."""
+        dims = len(mean)
         variance = values[q:].mean().item()
         log_determinant = values[:q].log().sum().item() + (dims - q) * math.log(variance)
         return cls(
