@@ -148,8 +148,10 @@ def test_gradients_of_the_objective_in_float64():
     assert torch.autograd.gradcheck(loss, (bias,), atol=1e-5)
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "categorical", "discretized_logistic"])
-@pytest.mark.parametrize("free_bits", [0.0, 0.2])
+@pytest.mark.parametrize(
+    ("likelihood", "free_bits"),
+    [("bernoulli", 0.0), ("bernoulli", 0.2), ("gaussian", 0.0), ("categorical", 0.0), ("discretized_logistic", 0.0)],
+)
 def test_it_compiles_whole(likelihood, free_bits):
     torch._dynamo.reset()
     model = build(likelihood, **({"sigma": "optimal"} if likelihood == "gaussian" else {}))

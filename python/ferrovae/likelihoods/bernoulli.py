@@ -55,6 +55,8 @@ class BernoulliDistribution(Factorized):
         if batch != self.batch_shape[len(self.batch_shape) - len(batch) :]:
             whole = torch.broadcast_shapes(batch, self.batch_shape) + self.event_shape
             logits, x = logits.expand(whole), x.expand(whole)
+        elif not batch and self.batch_shape:
+            x = x[None]  # one x for the whole batch
         return bernoulli_log_prob(x, logits, batch_dims=logits.ndim - len(self.event_shape))
 
 
