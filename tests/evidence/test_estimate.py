@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
 from evidence.linear_gaussian import LinearGaussian
+from evidence.profiling import peak_bytes
 from ferrovae.evidence import active_units, estimate
 from ferrovae.evidence.memory import LiveBytes, largest_chunk
 
@@ -142,12 +143,7 @@ def test_memory_stays_within_the_budget_for_any_number_of_samples(monkeypatch):
     def peak(samples):
         with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             run_with(monkeypatch, 1 << 20, model, x, samples, memory_budget=budget)
-        live = highest = 0
-        for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-            if event.name() == "[memory]":
-                live += event.nbytes()
-                highest = max(highest, live)
-        return highest
+        return peak_bytes(profile)
 
     few, many = peak(200), peak(3000)
     assert budget / 10 < few <= budget, "the measure sees the passes, and they are not needlessly small"
@@ -176,14 +172,14 @@ def test_live_bytes_counts_what_is_alive_at_one_time():
 
 
 @pytest.mark.parametrize(("constant", "per_row"), [(0, 100), (5000, 1), (5000, 500)])
-def test_largest_chunk_uses_half_the_budget_but_never_the_whole(constant, per_row):
+def test_largest_chunk_uses_the_budget_but_never_more(constant, per_row):
     def step(rows):
-        return torch.zeros(constant + 0), torch.zeros(per_row * rows)
+        return torch.zeros(constant), torch.zeros(per_row * rows)
 
     budget = 400_000
     rows = largest_chunk(step, 1 << 20, budget, "budget")
     used = 4 * (constant + per_row * rows)
-    assert budget / 5 < used <= budget
+    assert budget / 7 < used <= budget
     assert largest_chunk(step, 7, budget, "budget") == 7
 
 

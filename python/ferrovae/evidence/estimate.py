@@ -18,7 +18,7 @@ from ferrovae.evidence.statistics import from_rows
 
 # Decoder rows (images x samples) in one pass, when memory allows more. On a CPU the activations of one pass should
 # stay in the cache; a GPU wants to be filled.
-_ROWS = {"cpu": 256}
+_ROWS = {"cpu": 1024}
 _ROWS_ELSEWHERE = 1 << 16
 
 _TERMS = ("log p(x|z)", "log p(z)", "log q(z|x)")

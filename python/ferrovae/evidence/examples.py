@@ -58,7 +58,8 @@ def count(x: torch.Tensor | Iterable[Any]) -> int | None:
     """How many images `images` will yield, where that is known beforehand."""
     if isinstance(x, torch.Tensor):
         return len(x)
-    if getattr(x, "drop_last", False) or getattr(x, "world_size", 1) != 1 or not hasattr(x, "dataset"):
+    partial = getattr(x, "drop_last", False) or getattr(x, "world_size", 1) != 1 or getattr(x, "position", 0)
+    if partial or not hasattr(x, "dataset"):
         return None
     return len(x.dataset)
 

@@ -37,7 +37,8 @@ class LatentVariableModel(Protocol):
 
 def check_model(function: str, model: Any, *names: str) -> None:
     """Raise `TypeError` unless `model` has all `names`."""
-    missing = [name for name in names if not hasattr(model, name)]
+    # A property counts as there, without asking for its value: it may need a first batch.
+    missing = [name for name in names if not hasattr(type(model), name) and not hasattr(model, name)]
     if missing:
         raise TypeError(
             f"{function}: model is a {type(model).__name__} without {' and '.join(missing)}, expected a "
