@@ -1,0 +1,93 @@
+"""What an evaluation and its report look at: a run's model, and the test images it is shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ferrovae import data
+from ferrovae.training.build import open_data, transform_for
+from ferrovae.training.configuration import Configuration
+from ferrovae.training.run import load
+from ferrovae.training.serialization import load_configuration
+
+BATCH_SIZE = 500
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model in eval mode, its configuration and its test images."""
+
+    run_dir: Path
+    config: Configuration
+    model: Any
+    dataset: data.Dataset
+    device: torch.device
+
+    @classmethod
+    def open(
+        cls,
+        run_dir: str | os.PathLike[str],
+        *,
+        images: int | None = None,
+        source: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Subject:
+        """The run's model with the first `images` test images (all of them by default) of its own data, or `source`.
+
+        Raises:
+            ConfigurationError, CheckpointError: `run_dir` is not a whole run.
+            DataError: the test images are not what they should be.
+            ValueError: `images` is below 1, or the images have another shape than those trained on.
+        """
+        path = Path(run_dir)
+        config = load_configuration(path)
+        if source is not None:
+            config = replace(config, data=source)
+        if images is not None and images < 1:
+            raise ValueError(f"evaluate: images is {images}, expected at least 1")
+        model = load(path, device=device)
+        dataset = open_data(config, "test")
+        if images is not None and images < len(dataset):
+            dataset = dataset.subset(torch.arange(images))
+        expected = tuple(model.data_shape)
+        if tuple(dataset.shape) != expected:
+            raise ValueError(f"evaluate: {dataset.name} has images {tuple(dataset.shape)}, the run's are {expected}")
+        return cls(path, config, model, dataset, torch.device(device))
+
+    def loader(self, batch_size: int = BATCH_SIZE) -> data.Loader:
+        """The test images in order, each drawn once and for all: the same pixels at every call."""
+        transform = transform_for(self.config)
+        device = None if self.device.type == "cpu" else self.device
+        size = min(batch_size, len(self.dataset))
+        return data.Loader(self.dataset, size, shuffle=False, transform=transform, fixed_epoch=0, device=device)
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """The images a batch at a time, as the model sees them."""
+        for batch in self.loader():
+            yield batch.x
+
+    def images(self, indices: list[int]) -> torch.Tensor:
+        """These test images, as the model sees them."""
+        chosen = data.Loader(
+            self.dataset.subset(torch.tensor(indices)),
+            len(indices),
+            shuffle=False,
+            transform=transform_for(self.config),
+            fixed_epoch=0,
+        )
+        return next(iter(chosen)).x.to(self.device)
+
+    def displayable(self, x: torch.Tensor) -> torch.Tensor:
+        """Pixels in [0, 1], from the scale the likelihood works on."""
+        family = self.model.likelihood_family
+        if family.data == "symmetric":
+            x = (x + 1) / 2
+        elif family.data == "integer":
+            x = x / (family.classes - 1)
+        return x.float().clamp(0, 1).cpu()
