@@ -76,7 +76,7 @@ def evaluate(
     images: int | None = 500,
     seed: int = 0,
     memory_budget: int = 256 * 2**20,
-    source: str | None = None,
+    data: str | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -88,7 +88,7 @@ def evaluate(
         images: how many test images, from the first on; None for all.
         seed: of the importance samples.
         memory_budget: bytes the estimator may hold at a time.
-        source: other data than the run's own.
+        data: where the data are, if they have moved since the training.
         device: where the model runs.
         progress: called with (done, total) units of work.
 
@@ -96,7 +96,7 @@ def evaluate(
         ConfigurationError, CheckpointError, DataError: the run or the data is not what it should be.
         ValueError: an argument cannot be meant.
     """
-    subject = Subject.open(run_dir, images=images, source=source, device=device)
+    subject = Subject.open(run_dir, images=images, data=data, device=device)
     result = evidence.estimate(
         subject.model, subject.loader(), samples=samples, seed=seed, memory_budget=memory_budget, progress=progress
     )
