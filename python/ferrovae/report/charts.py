@@ -101,7 +101,7 @@ def unit_variances(variances: torch.Tensor, threshold: float) -> str:
     """Var_x(E_q[z_d|x]) of every latent dimension, largest first; those above the line are active."""
 
     def draw(axis: Any) -> None:
-        ordered = variances.double().sort(descending=True).values.clamp_min(1e-9).tolist()
+        ordered = variances.flatten().double().sort(descending=True).values.clamp_min(1e-9).tolist()
         axis.bar(range(len(ordered)), ordered, color=[BLUE if value > threshold else GREY for value in ordered])
         axis.axhline(threshold, color=RED, linewidth=1, linestyle="--")
         axis.set_yscale("log")

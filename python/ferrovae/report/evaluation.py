@@ -17,32 +17,29 @@ from ferrovae.report.subject import Subject
 from ferrovae.training.checkpoint import replace_file
 
 
+# A latent dimension whose posterior mean varies less than this repeats the prior (Burda et al. 2016).
+ACTIVE_VARIANCE = 0.01
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What was found of a run.
 
     `evidence` has the per-image results in nats; `squared_error` is the mean per pixel, on the scale of the data;
-    `unit_variances` (a VAE's) are Var_x(E_q[z_d|x]), `usage` (a VQ-VAE's) counts the codes.
+    `units` (a VAE's) are the latent dimensions that follow the image, `usage` (a VQ-VAE's) counts the codes.
     """
 
     subject: Subject
     evidence: evidence.Evidence
     squared_error: float
-    unit_variances: torch.Tensor | None
+    units: evidence.ActiveUnits | None
     usage: CodeUsage | None
-
-    @property
-    def active_units(self) -> int | None:
-        """Latent dimensions that follow the image: variance above 0.01 (Burda et al. 2016); None for a VQ-VAE."""
-        if self.unit_variances is None:
-            return None
-        return int((self.unit_variances > evidence.ACTIVE_VARIANCE).sum())
 
     def table(self) -> str:
         """The evidence table, then what else was measured, for a terminal."""
         lines = [self.evidence.table(), "", f"squared error per pixel   {self.squared_error:.5f}"]
-        if self.unit_variances is not None:
-            lines.append(f"active units              {self.active_units} of {len(self.unit_variances)}")
+        if self.units is not None:
+            lines.append(f"active units              {self.units.count} of {self.units.variance.numel()}")
         if self.usage is not None:
             codes = len(self.usage.counts)
             lines.append(f"code perplexity           {self.usage.perplexity:.1f} of {codes}")
@@ -58,8 +55,8 @@ class Evaluation:
             **self.evidence.to_dict(),
             "squared_error": self.squared_error,
         }
-        if self.unit_variances is not None:
-            result |= {"active_units": self.active_units, "unit_variances": self.unit_variances.tolist()}
+        if self.units is not None:
+            result |= {"active_units": self.units.count, "unit_variances": self.units.variance.tolist()}
         if self.usage is not None:
             result |= {
                 "perplexity": self.usage.perplexity,
@@ -105,7 +102,7 @@ def evaluate(
         subject=subject,
         evidence=result,
         squared_error=_squared_error(subject),
-        unit_variances=None if is_vq else evidence.unit_variances(subject.model, subject.loader()),
+        units=None if is_vq else evidence.active_units(subject.model, subject.loader(), ACTIVE_VARIANCE),
         usage=code_usage(subject.model, subject.batches()) if is_vq else None,
     )
     replace_file(subject.run_dir / "evaluation.json", json.dumps(evaluation.to_dict(), indent=1, allow_nan=False))

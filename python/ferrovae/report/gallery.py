@@ -45,10 +45,10 @@ def samples(evaluation: Evaluation, count: int = 3 * COLUMNS) -> str:
 @torch.inference_mode()
 def traversal(evaluation: Evaluation) -> str:
     """The decoder's mean as one of the most active latent dimensions moves from -3 to 3 around the first image's z."""
-    assert evaluation.unit_variances is not None
+    assert evaluation.units is not None
     subject = evaluation.subject
     mean = subject.model.posterior(subject.images([0])).mean[0]
-    order = evaluation.unit_variances.flatten().argsort(descending=True)[:TRAVERSED].tolist()
+    order = evaluation.units.variance.flatten().argsort(descending=True)[:TRAVERSED].tolist()
     steps = torch.linspace(-REACH, REACH, COLUMNS + 1, dtype=mean.dtype, device=mean.device)
     pairs = []
     for dimension in order:

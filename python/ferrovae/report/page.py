@@ -7,9 +7,9 @@ from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 
-from ferrovae import __version__, evidence
+from ferrovae import __version__
 from ferrovae.report import charts, elements, gallery
-from ferrovae.report.evaluation import Evaluation
+from ferrovae.report.evaluation import ACTIVE_VARIANCE, Evaluation
 from ferrovae.training.checkpoint import replace_file
 from ferrovae.training.run import read_metrics
 
@@ -103,19 +103,21 @@ def _headline(evaluation: Evaluation) -> list[tuple[str, str]]:
             (f"{usage.active}", f"codes in use, of {len(usage.counts)}"),
             (f"{evaluation.squared_error:.5f}", "squared error per pixel"),
         ]
+    units = evaluation.units
+    assert units is not None
     return [
         (f"{log_px:.2f}", f"log p(x), nats per image, {result.samples:,} samples"),
         (f"{elbo:.2f}", f"ELBO; the gap is {log_px - elbo:.2f} nats"),
         (bits, "bits/dim"),
-        (f"{evaluation.active_units}", f"active units, of {len(evaluation.unit_variances or [])}"),
+        (f"{units.count}", f"active units, of {units.variance.numel()}"),
         (f"{int(result.reliable.sum())} of {len(result.reliable)}", "images whose estimate k-hat trusts"),
     ]
 
 
 def _vae_cards(evaluation: Evaluation) -> list[str]:
     result = evaluation.evidence
-    assert evaluation.unit_variances is not None
-    good = evidence.good_khat(result.samples)
+    assert evaluation.units is not None
+    good = result.good_khat
     return [
         elements.card(
             "Latent traversal",
@@ -125,7 +127,7 @@ def _vae_cards(evaluation: Evaluation) -> list[str]:
         ),
         elements.card(
             "Active units",
-            elements.chart(charts.unit_variances(evaluation.unit_variances, evidence.ACTIVE_VARIANCE), "active units"),
+            elements.chart(charts.unit_variances(evaluation.units.variance, ACTIVE_VARIANCE), "active units"),
             "A dimension above the line follows the image; the others repeat the prior.",
         ),
         elements.card(
