@@ -16,7 +16,6 @@ from ferrovae.report.codes import CodeUsage, code_usage
 from ferrovae.report.subject import Subject
 from ferrovae.training.checkpoint import replace_file
 
-
 # A latent dimension whose posterior mean varies less than this repeats the prior (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
 
