@@ -38,7 +38,8 @@ def samples(evaluation: Evaluation, count: int = 3 * COLUMNS) -> str:
     subject = evaluation.subject
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        images = subject.displayable(subject.model.sample(count))
+        z = subject.model.prior.sample((count,)).to(subject.device)
+    images = subject.displayable(subject.model.likelihood(z).mean)
     return elements.picture(pictures.grid(images, COLUMNS), 880, "samples from the prior")
 
 
