@@ -33,15 +33,16 @@ def write(evaluations: Evaluation | Sequence[Evaluation], path: Path | None = No
 def render(evaluations: Sequence[Evaluation]) -> str:
     """The page as a string."""
     style = files("ferrovae.report").joinpath("style.css").read_text(encoding="utf-8")
-    sections = [_section(evaluation, number) for number, evaluation in enumerate(evaluations)]
+    several = len(evaluations) > 1
+    sections = [_section(evaluation, number, several) for number, evaluation in enumerate(evaluations)]
     links = "".join(f'<a href="#run{number}">{_title(e)}</a>' for number, e in enumerate(evaluations))
-    heading = _title(evaluations[0]) if len(evaluations) == 1 else "What the models found"
+    heading = "What the models found" if several else _title(evaluations[0])
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>ferrovae: {heading}</title><style>{style}</style></head><body><main>"
         f"<h1>{heading}</h1>"
-        + (f"<nav>{links}</nav>" if len(evaluations) > 1 else "")
+        + (f"<nav>{links}</nav>" if several else "")
         + "".join(sections)
         + f"<footer>ferrovae {elements.text(__version__)}. All values in nats per image, summed over pixels, "
         "unless a unit is given.</footer></main></body></html>\n"
@@ -53,13 +54,14 @@ def _title(evaluation: Evaluation) -> str:
     return elements.text(f"{TITLES[subject.config.kind]} on {subject.dataset.name}")
 
 
-def _section(evaluation: Evaluation, number: int) -> str:
+def _section(evaluation: Evaluation, number: int, titled: bool) -> str:
     subject, result = evaluation.subject, evaluation.evidence
     metrics = read_metrics(subject.run_dir)
     trained = f"{metrics[-1]['step']:,} steps, {metrics[-1]['epoch']:.3g} epochs" if metrics else "no training record"
     intro = f"{subject.run_dir} · {len(subject.dataset)} test images · {trained}"
+    title = f"<h2>{_title(evaluation)}</h2>" if titled else ""
     parts = [
-        f'<section id="run{number}"><h2>{_title(evaluation)}</h2><p>{elements.text(intro)}</p>',
+        f'<section id="run{number}">{title}<p>{elements.text(intro)}</p>',
         elements.tiles(_headline(evaluation)),
         f"<pre>{elements.text(result.table())}</pre>",
         '<div class="cards">',
@@ -80,11 +82,11 @@ def _section(evaluation: Evaluation, number: int) -> str:
             "How probable each image is",
             elements.chart(charts.log_px_histogram(result.log_px, result.elbo, name), "histogram of log p(x)"),
         ),
+        elements.card("Configuration", elements.table(_settings(evaluation))),
         elements.card(
             "Worst images", gallery.extremes(evaluation, worst=True), "Above: real. Below: reconstruction.", wide=True
         ),
         elements.card("Best images", gallery.extremes(evaluation, worst=False), wide=True),
-        elements.card("Configuration", elements.table(_settings(evaluation))),
         "</div></section>",
     ]
     return "".join(parts)
