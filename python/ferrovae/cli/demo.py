@@ -70,18 +70,18 @@ def main(prog: str, arguments: list[str]) -> int:
 
     start = time.perf_counter()
     configurations: list[Configuration] = [vae(demo), vqvae(demo)]
-    lines = []
+    evaluations = []
     for config in configurations:
         config.validate()
         outcome = train(config, for_terminal())
         (run_dir / _MARK).touch()
-        evaluation = report.evaluate(outcome.run_dir, samples=demo.samples, images=360)
-        lines.append((config, outcome.run_dir, evaluation))
-    written = [report.write(directory) for _, directory, _ in lines]
-    print(lines[0][2].table())
+        evaluations.append(report.evaluate(outcome.run_dir, samples=demo.samples, images=None))
+    written = report.write(evaluations)
+    print(evaluations[0].table())
     print(f"\ntrained and measured two models in {time.perf_counter() - start:.0f} s")
-    for (config, _, evaluation), path in zip(lines, written, strict=True):
-        print(f"{config.kind}: {evaluation.summary()}\n  look at {path}")
+    for evaluation in evaluations:
+        print(f"{evaluation.title}: {evaluation.summary()}")
+    print(f"look at {written}")
     return 0
 
 

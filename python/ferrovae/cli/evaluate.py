@@ -44,7 +44,7 @@ def main(prog: str, arguments: list[str]) -> int:
     evaluation = report.evaluate(
         run_dir, samples=options.samples, images=options.images, seed=options.seed, data=options.data
     )
-    written = report.write(run_dir)
+    written = report.write(evaluation)
     print(json.dumps(evaluation.to_dict()) if options.json else evaluation.table())
     print(f"report: {written}", file=sys.stderr)
     return 0

@@ -21,7 +21,7 @@ def chart(draw: Callable[..., None], *, panels: int = 1, size: tuple[float, floa
         from matplotlib.figure import Figure
     except ImportError:
         raise RuntimeError(INSTALL) from None
-    style = {
+    style: Any = {
         "font.family": "sans-serif",
         "font.size": 9,
         "axes.spines.top": False,

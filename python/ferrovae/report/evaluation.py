@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from ferrovae import evidence
+from ferrovae.evidence import ActiveUnits, Evidence, active_units, estimate
 from ferrovae.models import VQVAE
 from ferrovae.report.codes import CodeUsage, code_usage
 from ferrovae.report.subject import Subject
 from ferrovae.training.checkpoint import replace_file
 
+TITLES = {"vae": "VAE", "vqvae": "VQ-VAE"}
 # A latent dimension whose posterior mean varies less than this repeats the prior (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
 
@@ -29,10 +30,27 @@ class Evaluation:
     """
 
     subject: Subject
-    evidence: evidence.Evidence
+    evidence: Evidence
     squared_error: float
-    units: evidence.ActiveUnits | None
+    units: ActiveUnits | None
     usage: CodeUsage | None
+
+    @property
+    def title(self) -> str:
+        """`VAE on digits`."""
+        return f"{TITLES[self.subject.config.kind]} on {self.subject.dataset.name}"
+
+    def summary(self) -> str:
+        """The result in one line."""
+        elbo, bits = float(self.evidence.elbo.mean()), float(self.evidence.bits_per_dim().mean())
+        if self.usage is not None:
+            return (
+                f"ELBO {elbo:.2f} nats, at most {bits:.3f} bits/dim; "
+                f"code perplexity {self.usage.perplexity:.1f} of {len(self.usage.counts)}"
+            )
+        trusted = f"{int(self.evidence.reliable.sum())} of {len(self.evidence)} images"
+        log_px = float(self.evidence.log_px.mean())
+        return f"log p(x) {log_px:.2f} nats, {bits:.3f} bits/dim, ELBO {elbo:.2f}; reliable for {trusted}"
 
     def table(self) -> str:
         """The evidence table, then what else was measured, for a terminal."""
@@ -74,7 +92,7 @@ def evaluate(
     memory_budget: int = 256 * 2**20,
     data: str | None = None,
     device: str | torch.device = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> Evaluation:
     """Estimate log p(x) of a run's test images and write `evaluation.json` into the run.
 
@@ -93,7 +111,7 @@ def evaluate(
         ValueError: an argument cannot be meant.
     """
     subject = Subject.open(run_dir, images=images, data=data, device=device)
-    result = evidence.estimate(
+    result = estimate(
         subject.model, subject.loader(), samples=samples, seed=seed, memory_budget=memory_budget, progress=progress
     )
     is_vq = isinstance(subject.model, VQVAE)
@@ -101,7 +119,7 @@ def evaluate(
         subject=subject,
         evidence=result,
         squared_error=_squared_error(subject),
-        units=None if is_vq else evidence.active_units(subject.model, subject.loader(), ACTIVE_VARIANCE),
+        units=None if is_vq else active_units(subject.model, subject.loader(), ACTIVE_VARIANCE),
         usage=code_usage(subject.model, subject.batches()) if is_vq else None,
     )
     replace_file(subject.run_dir / "evaluation.json", json.dumps(evaluation.to_dict(), indent=1, allow_nan=False))

@@ -13,8 +13,6 @@ from ferrovae.report.evaluation import ACTIVE_VARIANCE, Evaluation
 from ferrovae.training.checkpoint import replace_file
 from ferrovae.training.run import read_metrics
 
-TITLES = {"vae": "VAE", "vqvae": "VQ-VAE"}
-
 
 def write(evaluations: Evaluation | Sequence[Evaluation], path: Path | None = None) -> Path:
     """Write the report of one or more evaluated runs; by default `report.html` in the first run's directory.
@@ -50,8 +48,7 @@ def render(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _title(evaluation: Evaluation) -> str:
-    subject = evaluation.subject
-    return elements.text(f"{TITLES[subject.config.kind]} on {subject.dataset.name}")
+    return elements.text(evaluation.title)
 
 
 def _section(evaluation: Evaluation, number: int, titled: bool) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ferrovae.data import Dataset, Loader
-from ferrovae.training.build import open_data, transform_for
+from ferrovae.training.build import open_data, transform_for, unit_images
 from ferrovae.training.configuration import Configuration
 from ferrovae.training.run import load
 from ferrovae.training.serialization import load_configuration
@@ -81,9 +81,4 @@ class Subject:
 
     def displayable(self, x: torch.Tensor) -> torch.Tensor:
         """Pixels in [0, 1], from the scale the likelihood works on."""
-        family = self.model.likelihood_family
-        if family.data == "symmetric":
-            x = (x + 1) / 2
-        elif family.data == "integer":
-            x = x / (family.classes - 1)
-        return x.float().clamp(0, 1).cpu()
+        return unit_images(x, self.model.likelihood_family)
