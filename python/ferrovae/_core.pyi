@@ -12,6 +12,34 @@ def simd_level() -> str: ...
 
 # --- reparameterize_kl ---------------------------------------------------------------------------------------------
 
+Strided = tuple[Span, int, int]
+Noise = tuple[int, Span | None, int, int]
+
+def reparameterize_kl(
+    dtype: str,
+    shape: list[int],
+    mean: Strided,
+    logvar: Strided,
+    noise: Noise,
+    z: Span,
+    kl: Span,
+    elementwise: bool,
+    threads: int,
+) -> None: ...
+def reparameterize_kl_backward(
+    dtype: str,
+    shape: list[int],
+    mean: Strided,
+    logvar: Strided,
+    noise: Noise,
+    dz: Span | None,
+    dkl: Span | None,
+    elementwise: bool,
+    dmean: Span,
+    dlogvar: Span | None,
+    threads: int,
+) -> None: ...
+
 # --- nearest_code --------------------------------------------------------------------------------------------------
 
 def nearest_code(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ferrovae.ops import _checks, _philox, _triton
+from ferrovae.ops import _checks, _philox, _rust, _triton
 from ferrovae.ops._registry import Kernel, Operation
 
 
@@ -111,6 +111,72 @@ def _triton_backward(
     _triton.kernels("reparameterize_kl").backward(*tensors, _contiguous(example_ids), *rest)
 
 
+# --- Rust ----------------------------------------------------------------------------------------------------------
+
+
+def _strided(rows: Tensor) -> tuple[tuple[int, int], int, int]:
+    """Span of all memory from the first to the last element, and the strides of examples and segments."""
+    examples, segments, inner = rows.shape
+    across, along = rows.stride()[:2]
+    extent = (examples - 1) * across + (segments - 1) * along + inner if rows.numel() else 0
+    return (rows.data_ptr(), extent), across, along
+
+
+def _span(tensor: Tensor | None) -> tuple[int, int] | None:
+    return None if tensor is None else _rust.span(tensor)
+
+
+def _rust_forward(
+    mean: Tensor, logvar: Tensor, seed: Tensor, example_ids: Tensor | None, samples: int, first: int, elementwise: bool
+) -> tuple[Tensor, Tensor]:
+    mean, logvar, example_ids = _unit_stride(mean), _unit_stride(logvar), _contiguous(example_ids)
+    examples, columns = mean.shape[0], mean.shape[1] * mean.shape[2]
+    z = torch.empty((samples, examples, columns), dtype=mean.dtype, device=mean.device)
+    kl = torch.empty((examples, columns) if elementwise else examples, dtype=_work(mean.dtype), device=mean.device)
+    _rust.core.reparameterize_kl(
+        str(mean.dtype).removeprefix("torch."),
+        list(mean.shape),
+        _strided(mean),
+        _strided(logvar),
+        (int(seed), _span(example_ids), samples, first),
+        _rust.span(z),
+        _rust.span(kl),
+        elementwise,
+        _rust.threads(),
+    )
+    return z, kl
+
+
+def _rust_backward(
+    mean: Tensor,
+    logvar: Tensor,
+    dz: Tensor | None,
+    dkl: Tensor | None,
+    seed: Tensor,
+    example_ids: Tensor | None,
+    samples: int,
+    first: int,
+    dmean: Tensor,
+    dlogvar: Tensor,
+) -> None:
+    together = not dmean.is_contiguous()  # the halves of moments, whose memory begins where dmean does
+    mean, logvar, example_ids = _unit_stride(mean), _unit_stride(logvar), _contiguous(example_ids)
+    dz, dkl = _contiguous(dz), _contiguous(dkl)
+    _rust.core.reparameterize_kl_backward(
+        str(mean.dtype).removeprefix("torch."),
+        list(mean.shape),
+        _strided(mean),
+        _strided(logvar),
+        (int(seed), _span(example_ids), samples, first),
+        _span(dz),
+        _span(dkl),
+        dkl is not None and dkl.ndim == 2,
+        (dmean.data_ptr(), dmean.numel() * (2 if together else 1)),
+        None if together else _rust.span(dlogvar),
+        _rust.threads(),
+    )
+
+
 # --- separate tensors and moments ----------------------------------------------------------------------------------
 
 
@@ -164,7 +230,7 @@ from_pair = Operation(
     f"({_PAIR}, {_DRAWS}, bool elementwise) -> (Tensor, Tensor)",
     reference=_pair(_reference),
     fake=_pair(_fake),
-    rust=Kernel(_pair(_reference), _FLOATS),
+    rust=Kernel(_pair(_rust_forward), _FLOATS),
     triton=Kernel(_pair(_triton_forward), _TRITON_FLOATS),
 )
 from_moments = Operation(
@@ -172,7 +238,7 @@ from_moments = Operation(
     f"({_MOMENTS}, {_DRAWS}, bool elementwise) -> (Tensor, Tensor)",
     reference=_moments(_reference),
     fake=_moments(_fake),
-    rust=Kernel(_moments(_reference), _FLOATS),
+    rust=Kernel(_moments(_rust_forward), _FLOATS),
     triton=Kernel(_moments(_triton_forward), _TRITON_FLOATS),
 )
 _from_pair_backward = Operation(
@@ -180,7 +246,7 @@ _from_pair_backward = Operation(
     f"({_PAIR}, Tensor? dz, Tensor? dkl, {_DRAWS}) -> (Tensor, Tensor)",
     reference=_pair_backward(_reference_backward),
     fake=_pair_backward(_fake_backward),
-    rust=Kernel(_pair_backward(_reference_backward), _FLOATS),
+    rust=Kernel(_pair_backward(_rust_backward), _FLOATS),
     triton=Kernel(_pair_backward(_triton_backward), _TRITON_FLOATS),
 )
 _from_moments_backward = Operation(
@@ -188,7 +254,7 @@ _from_moments_backward = Operation(
     f"({_MOMENTS}, Tensor? dz, Tensor? dkl, {_DRAWS}) -> Tensor",
     reference=_moments_backward(_reference_backward),
     fake=_moments_backward(_fake_backward),
-    rust=Kernel(_moments_backward(_reference_backward), _FLOATS),
+    rust=Kernel(_moments_backward(_rust_backward), _FLOATS),
     triton=Kernel(_moments_backward(_triton_backward), _TRITON_FLOATS),
 )
 

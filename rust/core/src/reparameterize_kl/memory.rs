@@ -1,0 +1,205 @@
+//! Strided rows to read from, and memory that threads write disjoint parts of.
+
+use std::marker::PhantomData;
+
+use super::number::{Number, Real};
+use super::{UNIT, Unit};
+use crate::{Error, Result};
+
+/// Where the elements of `[examples, segments, inner]` lie; the elements of a segment lie side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// N.
+    pub examples: usize,
+    /// Segments of an example.
+    pub segments: usize,
+    /// Columns of a segment.
+    pub inner: usize,
+    /// Elements from one example to the next.
+    pub example_stride: usize,
+    /// Elements from one segment to the next.
+    pub segment_stride: usize,
+}
+
+impl Layout {
+    /// Columns of an example.
+    pub fn columns(&self) -> usize {
+        self.segments * self.inner
+    }
+
+    /// What must agree between tensors.
+    pub fn shape(&self) -> [usize; 3] {
+        [self.examples, self.segments, self.inner]
+    }
+
+    /// The elements from the first to the last, both included.
+    fn extent(&self) -> usize {
+        if self.examples * self.columns() == 0 {
+            return 0;
+        }
+        (self.examples - 1) * self.example_stride + (self.segments - 1) * self.segment_stride + self.inner
+    }
+
+    /// Calls `run(offset in memory, offset in the unit's buffers, length)` for every stretch of the unit.
+    #[inline(always)]
+    fn stretches(&self, unit: &Unit, mut run: impl FnMut(usize, usize, usize)) {
+        for (row, example) in unit.examples.clone().enumerate() {
+            let mut column = unit.columns.start;
+            while column < unit.columns.end {
+                let (segment, place) =
+                    if self.segments == 1 { (0, column) } else { (column / self.inner, column % self.inner) };
+                let length = (self.inner - place).min(unit.columns.end - column);
+                run(
+                    example * self.example_stride + segment * self.segment_stride + place,
+                    row * unit.width + column - unit.columns.start,
+                    length,
+                );
+                column += length;
+            }
+        }
+    }
+}
+
+/// A tensor to read.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a, T> {
+    values: &'a [T],
+    layout: Layout,
+}
+
+impl<'a, T> Rows<'a, T> {
+    /// An error when the layout reaches beyond the values.
+    pub fn new(values: &'a [T], layout: Layout) -> Result<Self> {
+        if values.len() < layout.extent() {
+            return Err(Error::Argument(format!(
+                "reparameterize_kl: {} elements, expected at least {} for {:?}",
+                values.len(),
+                layout.extent(),
+                layout.shape()
+            )));
+        }
+        Ok(Self { values, layout })
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        self.layout
+    }
+}
+
+impl<T: Number> Rows<'_, T> {
+    /// Into a unit's buffer.
+    #[inline(always)]
+    pub(super) fn read(&self, unit: &Unit, buffer: &mut [T::Work; UNIT]) {
+        self.layout.stretches(
+            unit,
+            #[inline(always)]
+            |from, to, length| {
+                let (from, to) = (&self.values[from..][..length], &mut buffer[to..][..length]);
+                let mut at = 0;
+                while at < length {
+                    to[at] = from[at].work();
+                    at += 1;
+                }
+            },
+        );
+    }
+}
+
+/// Contiguous room for the gradients of mean and logvar.
+#[derive(Debug)]
+pub enum Gradients<'a, T> {
+    /// Two tensors `[examples, columns]`.
+    Pair(&'a mut [T], &'a mut [T]),
+    /// The moments' `[examples, segments, 2, inner]`.
+    Moments(&'a mut [T]),
+}
+
+impl<'a, T> Gradients<'a, T> {
+    /// Where the gradients of mean and logvar go.
+    pub(super) fn targets(self, like: Layout) -> Result<[Target<'a, T>; 2]> {
+        let size = like.examples * like.columns();
+        match self {
+            Self::Pair(mean, logvar) => {
+                super::expect("dmean", mean.len(), size)?;
+                super::expect("dlogvar", logvar.len(), size)?;
+                let layout = Layout { example_stride: like.columns(), segment_stride: like.inner, ..like };
+                Ok([mean, logvar].map(|memory| Target { memory: Shared::new(memory), start: 0, layout }))
+            }
+            Self::Moments(moments) => {
+                super::expect("dmoments", moments.len(), 2 * size)?;
+                let layout = Layout { example_stride: 2 * like.columns(), segment_stride: 2 * like.inner, ..like };
+                let memory = Shared::new(moments);
+                Ok([0, like.inner].map(|start| Target { memory, start, layout }))
+            }
+        }
+    }
+}
+
+/// Strided memory to write.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a, T> {
+    memory: Shared<'a, T>,
+    start: usize,
+    layout: Layout,
+}
+
+impl<T: Number> Target<'_, T> {
+    /// `factor` times a unit's buffer.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes the unit's elements at the same time.
+    #[inline(always)]
+    pub(super) unsafe fn write(&self, unit: &Unit, buffer: &[f64; UNIT], factor: f64) {
+        self.layout.stretches(
+            unit,
+            #[inline(always)]
+            |to, from, length| {
+                // SAFETY: the caller's promise.
+                let (to, from) = unsafe { (self.memory.slice(self.start + to, length), &buffer[from..][..length]) };
+                let mut at = 0;
+                while at < length {
+                    to[at] = T::round(T::Work::from_f64(from[at] * factor));
+                    at += 1;
+                }
+            },
+        );
+    }
+}
+
+/// A slice that several threads write, each its own elements.
+#[derive(Debug)]
+pub(super) struct Shared<'a, T> {
+    start: *mut T,
+    length: usize,
+    owner: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Clone for Shared<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shared<'_, T> {}
+
+// SAFETY: it hands out memory only through `slice`, whose callers promise to share no element.
+unsafe impl<T: Send> Send for Shared<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    pub(super) fn new(memory: &'a mut [T]) -> Self {
+        Self { start: memory.as_mut_ptr(), length: memory.len(), owner: PhantomData }
+    }
+
+    /// `length` elements from `at` on; panics when they are not all there.
+    ///
+    /// # Safety
+    /// While the result is used, nobody else uses any of these elements.
+    #[inline(always)]
+    pub(super) unsafe fn slice(&self, at: usize, length: usize) -> &'a mut [T] {
+        assert!(at <= self.length && length <= self.length - at, "elements beyond the end");
+        // SAFETY: inside the memory, which is borrowed for 'a; the caller promises that the elements are its own.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), length) }
+    }
+}

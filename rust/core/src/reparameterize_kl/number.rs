@@ -1,0 +1,202 @@
+//! The element types: `f32`, `f64`, `bf16` and `f16`, computed in `f32` (`f64` for `f64`).
+
+use std::ops::{Add, Mul, Sub};
+
+use half::{bf16, f16};
+
+/// What is computed in.
+pub trait Real: Number<Work = Self> + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
+    /// 1/2.
+    const HALF: Self;
+    /// Of the log of a variance: the standard deviation, and the variance minus 1 without cancellation.
+    fn deviation_and_excess(self) -> (Self, Self);
+    /// A standard normal.
+    fn from_f32(value: f32) -> Self;
+    /// Rounded.
+    fn from_f64(value: f64) -> Self;
+    /// Exactly.
+    fn to_f64(self) -> f64;
+}
+
+/// An element of a tensor.
+pub trait Number: Copy + Send + Sync {
+    /// What it is computed in.
+    type Work: Real;
+    /// Exactly.
+    fn work(self) -> Self::Work;
+    /// Rounded to nearest, ties to even.
+    fn round(value: Self::Work) -> Self;
+}
+
+impl Number for f32 {
+    type Work = f32;
+
+    #[inline(always)]
+    fn work(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn round(value: f32) -> f32 {
+        value
+    }
+}
+
+impl Number for f64 {
+    type Work = f64;
+
+    #[inline(always)]
+    fn work(self) -> f64 {
+        self
+    }
+
+    #[inline(always)]
+    fn round(value: f64) -> f64 {
+        value
+    }
+}
+
+impl Number for bf16 {
+    type Work = f32;
+
+    #[inline(always)]
+    fn work(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn round(value: f32) -> bf16 {
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
+        let quiet = bits >> 16 | 0x40;
+        bf16::from_bits(if value.is_nan() { quiet } else { rounded } as u16)
+    }
+}
+
+impl Number for f16 {
+    type Work = f32;
+
+    #[inline(always)]
+    fn work(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    fn round(value: f32) -> f16 {
+        f16::from_f32(value)
+    }
+}
+
+impl Real for f32 {
+    const HALF: f32 = 0.5;
+
+    #[inline(always)]
+    fn deviation_and_excess(self) -> (f32, f32) {
+        let (deviation, less_one) = exp(self * 0.5);
+        (deviation, less_one * (deviation + 1.0))
+    }
+
+    #[inline(always)]
+    fn from_f32(value: f32) -> f32 {
+        value
+    }
+
+    #[inline(always)]
+    fn from_f64(value: f64) -> f32 {
+        value as f32
+    }
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Real for f64 {
+    const HALF: f64 = 0.5;
+
+    #[inline(always)]
+    fn deviation_and_excess(self) -> (f64, f64) {
+        ((self * 0.5).exp(), self.exp_m1())
+    }
+
+    #[inline(always)]
+    fn from_f32(value: f32) -> f64 {
+        f64::from(value)
+    }
+
+    #[inline(always)]
+    fn from_f64(value: f64) -> f64 {
+        value
+    }
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
+}
+
+/// exp x and exp x - 1, with a relative error of about 1e-7 each: 2^power exp(rest), |rest| <= ln 2 / 2 (Cephes).
+#[inline(always)]
+fn exp(x: f32) -> (f32, f32) {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer, in the low bits of the sum
+    // Beyond these the result is infinity, or 0; a NaN passes through both.
+    let x = if x > 90.0 { 90.0 } else { x };
+    let x = if x < -105.0 { -105.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let power = shifted - ROUND;
+    let rest = x - power * 0.693_359_4 + power * 2.121_944_4e-4;
+    let mut series = 1.987_569_1e-4;
+    series = series * rest + 1.398_199_9e-3;
+    series = series * rest + 8.333_452e-3;
+    series = series * rest + 4.166_579_6e-2;
+    series = series * rest + 1.666_666_6e-1;
+    series = series * rest + 0.5;
+    let growth = series * rest * rest + rest;
+    // In two factors, each a normal number, also where the product is 2^128, infinite or subnormal.
+    let bits = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+    let half = bits >> 1;
+    let value = (growth + 1.0) * power_of_two(half) * power_of_two(bits - half);
+    (value, if power == 0.0 { growth } else { value - 1.0 })
+}
+
+#[inline(always)]
+fn power_of_two(exponent: i32) -> f32 {
+    f32::from_bits((exponent.wrapping_add(127) as u32) << 23)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponentials_are_accurate_over_the_whole_range() {
+        for step in -170_000..=170_000 {
+            let logvar = step as f32 * 1e-3;
+            let (deviation, excess) = logvar.deviation_and_excess();
+            let truth = (f64::from(logvar) * 0.5).exp();
+            assert!((f64::from(deviation) / truth - 1.0).abs() < 1.5e-7 || truth > f64::from(f32::MAX), "{logvar}");
+            let truth = f64::from(logvar).exp_m1();
+            assert!((f64::from(excess) - truth).abs() <= 4e-7 * truth.abs() || truth > f64::from(f32::MAX), "{logvar}");
+        }
+    }
+
+    #[test]
+    #[allow(clippy::float_cmp)]
+    fn extremes() {
+        assert_eq!(f32::INFINITY.deviation_and_excess(), (f32::INFINITY, f32::INFINITY));
+        assert_eq!(f32::NEG_INFINITY.deviation_and_excess(), (0.0, -1.0));
+        assert_eq!(0.0_f32.deviation_and_excess(), (1.0, 0.0));
+        assert!(f32::NAN.deviation_and_excess().0.is_nan() && f32::NAN.deviation_and_excess().1.is_nan());
+    }
+
+    #[test]
+    fn bf16_rounds_as_the_half_crate_does() {
+        for bits in (0..=u32::MAX).step_by(65_521) {
+            let value = f32::from_bits(bits);
+            assert_eq!(<bf16 as Number>::round(value).to_bits(), bf16::from_f32(value).to_bits());
+            let narrow = bf16::from_bits(bits as u16);
+            assert!(narrow.is_nan() || narrow.work().to_bits() == narrow.to_f32().to_bits());
+        }
+    }
+}
