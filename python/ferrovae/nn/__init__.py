@@ -3,5 +3,18 @@
 from ferrovae.nn.decoders import ConvDecoder, ConvDecoder2d, MLPDecoder
 from ferrovae.nn.distributions import DiagonalNormal
 from ferrovae.nn.encoders import ConvEncoder, ConvEncoder2d, MLPEncoder
+from ferrovae.nn.point_mass import PointMass
+from ferrovae.nn.vector_quantize import LossBreakdown, VectorQuantize
 
-__all__ = ["ConvDecoder", "ConvDecoder2d", "ConvEncoder", "ConvEncoder2d", "DiagonalNormal", "MLPDecoder", "MLPEncoder"]
+__all__ = [
+    "ConvDecoder",
+    "ConvDecoder2d",
+    "ConvEncoder",
+    "ConvEncoder2d",
+    "DiagonalNormal",
+    "LossBreakdown",
+    "MLPDecoder",
+    "MLPEncoder",
+    "PointMass",
+    "VectorQuantize",
+]
