@@ -2,5 +2,6 @@
 
 from ferrovae.models.elbo import Elbo, Objective
 from ferrovae.models.vae import VAE
+from ferrovae.models.vqvae import VQVAE
 
-__all__ = ["VAE", "Elbo", "Objective"]
+__all__ = ["VAE", "VQVAE", "Elbo", "Objective"]
