@@ -170,6 +170,13 @@ def test_bad_data_is_named_with_its_example(name, x, message):
     family(torch.zeros(2, family.channels), 1)  # the check is a choice; the distribution is not
 
 
+def test_data_are_checked_also_when_torch_has_switched_its_own_checks_off(monkeypatch):
+    """`torch.compile` does so for the whole process."""
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
+    with pytest.raises(ValueError, match="is outside"):
+        likelihoods.Bernoulli()(torch.zeros(1, 1), 1).log_prob(torch.full((1, 1), 2.0))
+
+
 def test_wrong_shapes_are_named(family):
     with pytest.raises(ValueError, match=r"x is \(3, 1, 2, 3\), expected \(\.\.\., 1, 2, 2\)"):
         family(parameters(family, 3, 2, 2), 3).log_prob(data(family, 3, 1, 2, 3))

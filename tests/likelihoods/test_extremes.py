@@ -120,6 +120,16 @@ def test_discretized_logistic_at_edges_and_tiny_scales(dtype, levels):
     close(elementwise(likelihoods.DiscretizedLogistic(levels), x, mean, log_scale), truths)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_discretized_logistic_where_a_level_is_many_scales_wide_and_its_edge_is_near(dtype):
+    """x = 2 v / 255 - 1 rounded to float32 is off by 3e-5 scales there, and so would be the result."""
+    level, offset, log_scale = grid(torch.float64, [1, 37, 101, 200, 254], [-0.006, -0.0041, 0.0038, 0.005], [-7, -6.5])
+    x = level * (2 / 255) - 1
+    mean, log_scale = (x + offset).to(dtype), log_scale.to(dtype)
+    truths = [logistic_truth(int(k), m, s, 256) for k, m, s in zip(level, exact(mean), exact(log_scale), strict=True)]
+    close(elementwise(likelihoods.DiscretizedLogistic(256), x.to(dtype), mean, log_scale), truths)
+
+
 def test_discretized_logistic_floors_its_scale_and_survives_huge_ones():
     family = likelihoods.DiscretizedLogistic(256)
     x, mean = torch.tensor([-1.0, 1.0, 5 / 255]), torch.tensor([0.9, -0.9, 0.02])
