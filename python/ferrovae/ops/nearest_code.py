@@ -11,7 +11,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from ferrovae.ops import _rust
+from ferrovae.ops import _rust, _triton
 from ferrovae.ops._registry import Kernel, Operation
 from ferrovae.ops.nearest_code_distances import DTYPES, METRICS, nearest_code_distances
 
@@ -55,7 +55,7 @@ def nearest_code(
 
     Ties go to the lowest index, also in the order of topk. A row with a NaN gets index 0 (0, 1, ... with topk) and
     distance NaN. A code whose metric is NaN (it holds a NaN, or an infinity meets a zero) is infinitely far.
-    x with no rows gives an empty result.
+    x with no rows gives an empty result. On a GPU, topk > 1 and float64 run chunk by chunk in plain torch.
 
     Raises:
         ValueError: shapes that do not match, no codes, D = 0, an unknown metric, topk out of range, two devices.
@@ -145,6 +145,13 @@ def _rust_kernel(x: Tensor, codebook: Tensor, metric: str, topk: int) -> Tensor:
     return indices
 
 
+def _triton_kernel(x: Tensor, codebook: Tensor, metric: str, topk: int) -> Tensor:
+    if topk > 1:
+        return _reference(x, codebook, metric, topk)
+    kernels = _triton.kernels("nearest_code")
+    return kernels.nearest_code(x.contiguous(), codebook.contiguous(), metric, upcast=_triton.interpreted())
+
+
 def _fake(x: Tensor, codebook: Tensor, metric: str, topk: int) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[1], topk), dtype=torch.int64)
 
@@ -155,4 +162,5 @@ _operation = Operation(
     reference=_reference,
     fake=_fake,
     rust=Kernel(_rust_kernel, DTYPES),
+    triton=Kernel(_triton_kernel, DTYPES - {torch.float64}),
 )

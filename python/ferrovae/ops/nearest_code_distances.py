@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ferrovae.ops import _rust
+from ferrovae.ops import _rust, _triton
 from ferrovae.ops._registry import Kernel, Operation
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
@@ -53,6 +53,11 @@ def _rust_kernel(x: Tensor, codebook: Tensor, indices: Tensor, metric: str) -> T
     spans = _rust.span(x), _rust.span(codebook), _rust.span(indices)
     _rust.core.nearest_code_distances(dtype, *spans, sizes, metric, _rust.span(distances), _rust.threads())
     return distances
+
+
+def _triton_kernel(x: Tensor, codebook: Tensor, indices: Tensor, metric: str) -> Tensor:
+    kernels = _triton.kernels("nearest_code_distances")
+    return kernels.nearest_code_distances(x.contiguous(), codebook.contiguous(), indices.contiguous(), metric)
 
 
 def _result_dtype(x: Tensor) -> torch.dtype:
@@ -122,5 +127,6 @@ _operation = Operation(
     reference=_reference,
     fake=_fake,
     rust=Kernel(_rust_kernel, DTYPES),
+    triton=Kernel(_triton_kernel, DTYPES),
 )
 _operation.register_autograd(_backward, _setup_context)
