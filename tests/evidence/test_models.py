@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -88,3 +89,22 @@ def test_a_unit_the_encoder_ignores_is_not_active(vae):
     found = active_units(vae, x)
     assert found.variance[1] == 0
     assert found.count == 3
+
+
+@pytest.mark.slow
+def test_the_first_estimate_does_not_import_the_compiler():
+    """Counting bytes under a dispatch mode imports all of Dynamo, seconds, unless told not to."""
+    script = (
+        "import sys, torch, ferrovae as fv\n"
+        "vae = fv.VAE(fv.nn.MLPEncoder((1, 4, 4), 2), fv.nn.MLPDecoder(2, (1, 4, 4)))\n"
+        "fv.evidence.estimate(vae, torch.zeros(1, 1, 4, 4), 5)\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_a_compiled_decoder_works(vae, x):
+    expected = estimate(vae, x, 50).log_px
+    vae.decoder.compile(backend="aot_eager")
+    torch.testing.assert_close(estimate(vae, x, 50).log_px, expected, rtol=1e-5, atol=0)

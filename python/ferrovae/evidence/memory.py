@@ -26,6 +26,11 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to have Dynamo skip the method below, torch would import all of it at the first operation (seconds)."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in tree_iter((args, kwargs)):
             self._see(value, created=False)
