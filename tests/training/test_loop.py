@@ -99,7 +99,7 @@ def test_kill_9_and_resume_give_the_same_bits(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
     )
     target = random.randrange(10, 200)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # a busy machine needs a while to import torch
     while process.poll() is None and (checkpoint.steps(killed) or [0])[-1] < target and time.monotonic() < deadline:
         time.sleep(random.random() / 100)
     process.send_signal(signal.SIGKILL)
