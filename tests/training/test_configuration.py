@@ -87,6 +87,13 @@ def test_settings_that_cannot_be_meant(values, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_an_mlp_gets_one_thread_unless_told() -> None:
+    assert TrainVAE().torch_threads == 1
+    assert TrainVAE(threads=2).torch_threads == 2
+    assert TrainVAE(network="conv").torch_threads is None
+    assert TrainVQVAE().torch_threads is None
+
+
 def test_downsample_is_a_power_of_two() -> None:
     with pytest.raises(ConfigurationError, match="downsample is 3, expected a power of two"):
         TrainVQVAE(downsample=3).validate()

@@ -58,7 +58,7 @@ class TrainingOptions:
     seed: int = 0
     """Decides the initial weights, the order of the images and every draw."""
     threads: int | None = None
-    """Threads torch may use on the CPU. None: torch's choice."""
+    """Threads torch may use on the CPU. None: torch's choice, but one for an mlp, whose steps are too short to share."""
     device: str = "auto"
     """"cpu", "cuda" or "cuda:1"; auto: a GPU when there is one."""
     run_dir: str | None = None
@@ -68,6 +68,11 @@ class TrainingOptions:
     def stochastic_binarization(self) -> bool:
         """Whether pixels are drawn, `auto` resolved."""
         return self.binarize == "stochastic" or (self.binarize == "auto" and self.likelihood == "bernoulli")
+
+    @property
+    def torch_threads(self) -> int | None:
+        """`threads`, its default resolved; None: leave torch as it is."""
+        return 1 if self.threads is None and getattr(self, "network", "conv") == "mlp" else self.threads
 
     def validate(self) -> None:
         """Raise `ConfigurationError` on the first setting that cannot be meant."""

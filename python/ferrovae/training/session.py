@@ -55,8 +55,8 @@ class Session:
             raise ConfigurationError(
                 f"batch_size is {config.batch_size}, expected a multiple of the {ranks.world_size} ranks"
             )
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        if config.torch_threads is not None:
+            torch.set_num_threads(config.torch_threads)
         self.dataset = open_data(config, "train")
         self.steps_per_epoch = len(self.dataset) // config.batch_size
         if self.steps_per_epoch == 0:
@@ -105,6 +105,8 @@ class Session:
             options["free_bits"] = config.free_bits
         with self._autocast():
             objective = self._forward(batch.x, **options)
+        # The range of the data has been checked once; the loader checks for NaN, and `Watch` sees one in the loss.
+        self.model.likelihood_family.validate_args = False
         self.optimizer.zero_grad(set_to_none=True)
         objective.loss.backward()
         if config.clip_norm is not None:
