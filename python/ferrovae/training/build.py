@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn as torch_nn
@@ -12,6 +12,7 @@ from ferrovae.training.configuration import Configuration, TrainVAE, TrainVQVAE
 from ferrovae.training.errors import ConfigurationError
 from ferrovae.training.keys import held_out
 
+Model: TypeAlias = models.VAE | models.VQVAE
 Split = Literal["train", "validation", "test"]
 
 
@@ -51,7 +52,7 @@ def transform_for(config: Configuration) -> Any:
     return data.Scale(-1.0, 1.0) if domain == "symmetric" else data.Scale()
 
 
-def build_model(config: Configuration, data_shape: tuple[int, ...]) -> torch_nn.Module:
+def build_model(config: Configuration, data_shape: tuple[int, ...]) -> Model:
     """The untrained model for images of `data_shape` (C, H, W): the same weights for the same `config.seed`.
 
     torch's global generator is left as it was.
@@ -76,7 +77,7 @@ def _likelihood(config: Configuration) -> likelihoods.Likelihood:
     return likelihoods.build(config.likelihood, **options)
 
 
-def _vae(config: TrainVAE, data_shape: tuple[int, ...]) -> torch_nn.Module:
+def _vae(config: TrainVAE, data_shape: tuple[int, ...]) -> Model:
     likelihood = _likelihood(config)
     encoder: torch_nn.Module
     decoder: torch_nn.Module
@@ -92,7 +93,7 @@ def _vae(config: TrainVAE, data_shape: tuple[int, ...]) -> torch_nn.Module:
     return models.VAE(encoder, decoder, likelihood=likelihood, latent_shape=(config.latent_dim,), data_shape=data_shape)
 
 
-def _vqvae(config: TrainVQVAE, data_shape: tuple[int, ...]) -> torch_nn.Module:
+def _vqvae(config: TrainVQVAE, data_shape: tuple[int, ...]) -> Model:
     likelihood = _likelihood(config)
     size: dict[str, Any] = {"downsample": config.downsample, "width": config.width}
     encoder = nn.ConvEncoder2d(data_shape, config.code_dim, **size)

@@ -58,7 +58,7 @@ class TrainingOptions:
     seed: int = 0
     """Decides the initial weights, the order of the images and every draw."""
     threads: int | None = None
-    """Threads torch may use on the CPU. None: torch's choice, but one for an mlp, whose steps are too short to share."""
+    """Threads torch may use on the CPU. None: torch's choice; for an mlp one, as its steps are short."""
     device: str = "auto"
     """"cpu", "cuda" or "cuda:1"; auto: a GPU when there is one."""
     run_dir: str | None = None

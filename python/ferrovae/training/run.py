@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ferrovae.training import checkpoint
-from ferrovae.training.build import build_model
+from ferrovae.training.build import Model, build_model
 from ferrovae.training.configuration import Configuration
 from ferrovae.training.errors import CheckpointError, ConfigurationError
 from ferrovae.training.serialization import load_configuration, to_dict
@@ -24,7 +24,7 @@ def load(
     step: int | None = None,
     device: str | torch.device = "cpu",
     say: Callable[[str], None] = lambda _: None,
-) -> Any:
+) -> Model:
     """The trained model of a run, in eval mode: with its averaged weights, when it has any.
 
     Args:
