@@ -146,7 +146,10 @@ def main(arguments: list[str] | None = None) -> None:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     for row in result["rows"]:
-        print(f"{row['mode']:>9} {row['provider']:32} {row['p50'] / 1e6:8.3f} M images/s")
+        print(
+            f"{row['mode']:>9} {row['provider']:32} {row['p50'] / 1e6:8.3f} M images/s, "
+            f"{row['cpu_seconds_per_million']:7.3f} CPU s per million"
+        )
     for name, ratio in result["ratios"].items():
         print(f"{ratio:7.2f} x  {name}")
     if options.out is not None:

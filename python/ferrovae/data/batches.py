@@ -31,7 +31,7 @@ class Slot:
     the consumer, autograd or numpy may still hold.
     """
 
-    __slots__ = ("_addresses", "_counts", "_event", "_storages", "index", "label", "rows", "valid", "x")
+    __slots__ = ("_addresses", "_counts", "_event", "_pinned", "_storages", "index", "label", "rows", "valid", "x")
 
     def __init__(self, rows: int, shape: tuple[int, ...], dtype: torch.dtype, *, labelled: bool, pinned: bool) -> None:
         self.rows = rows
@@ -44,6 +44,7 @@ class Slot:
         self._storages = (self.x.untyped_storage(), self.index.untyped_storage())
         self._addresses = self._located()
         self._counts = self._shared()
+        self._pinned = pinned
         self._event: torch.cuda.Event | None = None
 
     @property
@@ -78,7 +79,7 @@ class Slot:
 
     def copied(self, rows: int, device: torch.device) -> Batch:
         """A copy on `device`; from pinned memory it is asynchronous, and the slot waits for it before it is free."""
-        pinned = self.x.is_pinned()
+        pinned = self._pinned
         batch = self.batch(rows)
         x, index, valid = (part.to(device, non_blocking=pinned) for part in (batch.x, batch.index, batch.valid))
         label = None if batch.label is None else batch.label.to(device, non_blocking=pinned)

@@ -99,6 +99,8 @@ class Pass:
         if self._ended is None:
             self._ended = reason
             self._finalizer()
+            # The next pass begins with the slots that the consumer has had no hold of for longest.
+            self._loader._slots = [self._slots[number] for number in (*self._flying, *self._idle)]
 
     def _submit(self) -> None:
         number = self._idle[0]
