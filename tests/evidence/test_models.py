@@ -108,3 +108,22 @@ def test_a_compiled_decoder_works(vae, x):
     expected = estimate(vae, x, 50).log_px
     vae.decoder.compile(backend="aot_eager")
     torch.testing.assert_close(estimate(vae, x, 50).log_px, expected, rtol=1e-5, atol=0)
+
+
+def test_vqvae_gives_the_bound_with_a_uniform_code_prior():
+    model = fv.VQVAE(
+        fv.nn.ConvEncoder2d((1, 8, 8), 4, downsample=4, width=8),
+        fv.nn.ConvDecoder2d(4, (1, 8, 8), downsample=4, width=8),
+        fv.nn.VectorQuantize(dim=4, codebook_size=16),
+        likelihood="gaussian",
+    )
+    model.eval()
+    x = torch.rand(5, 1, 8, 8)
+    result = estimate(model, x, 100)
+    with torch.no_grad():
+        codes = model.encode(x)
+        expected = model.likelihood(codes).log_prob(x).double() - codes[0].numel() * torch.tensor(16.0).log().double()
+    torch.testing.assert_close(result.log_px, expected, rtol=1e-5, atol=0)
+    assert result.point_mass.all()
+    assert result.direction == "lower bound"
+    assert "not an estimate" in " ".join(result.table().split())
