@@ -55,7 +55,7 @@ class Subject:
         dataset = open_data(config, "test")
         if images is not None and images < len(dataset):
             dataset = dataset.subset(0, images)
-        expected = tuple(model.data_shape)
+        expected = tuple(getattr(model.encoder, "data_shape", dataset.shape))
         if tuple(dataset.shape) != expected:
             raise ValueError(f"evaluate: {dataset.name} has images {tuple(dataset.shape)}, the run's are {expected}")
         return cls(path, config, model, dataset, torch.device(device))
