@@ -31,7 +31,9 @@ CORE_DOORS = {"ops/_rust.py", "data/_rust.py", "evidence/_rust.py"}
 
 
 def python_files() -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
+    # An editable build may leave copies of the kernels behind; the originals have rules of their own.
+    copies = set((PACKAGE / "kernels").glob("*.py")) - {PACKAGE / "kernels" / "__init__.py"}
+    return sorted(path for path in set(PACKAGE.rglob("*.py")) - copies if "__pycache__" not in path.parts)
 
 
 def tracked(*patterns: str) -> list[Path]:
