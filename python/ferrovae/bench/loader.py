@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
@@ -138,11 +139,14 @@ def main(arguments: list[str] | None = None) -> None:
         source = "synthetic: random bytes, 60000 x 28 x 28 uint8"
     else:
         dataset, source = open(options.data), "MNIST, train"
+    # Other work on the machine hides what a second thread gives: a reader must be able to see it.
+    before = os.getloadavg()[0]
     result = {
         "data": source,
         "correct": correct(dataset),
         **measure(dataset, rounds=options.rounds),
         "machine": machine(),
+        "load_average": [before, os.getloadavg()[0]],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     for row in result["rows"]:
