@@ -23,7 +23,7 @@ class Demo:
     """Where the runs are written; what an earlier demo wrote there is replaced."""
     samples: int = 2000
     """Draws of z per image in the estimate of log p(x)."""
-    epochs: int = 120
+    epochs: int = 80
     """Passes over the 1,365 training digits."""
 
 
@@ -51,7 +51,7 @@ def vqvae(demo: Demo) -> TrainVQVAE:
         downsample=2,
         width=32,
         batch_size=65,
-        epochs=max(demo.epochs // 4, 1),
+        epochs=max(demo.epochs // 3, 1),
         learning_rate=2e-3,
         final_learning_rate=2e-4,
         validate_every=2,
@@ -64,6 +64,8 @@ def main(prog: str, arguments: list[str]) -> int:
     demo = tyro.cli(Demo, args=arguments, prog=prog)
     run_dir = Path(demo.run_dir)
     clear(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / _MARK).touch()  # before anything else, so that a demo cut short can be run again
     from ferrovae import report
     from ferrovae.training.loop import train
     from ferrovae.training.progress import for_terminal
@@ -74,7 +76,6 @@ def main(prog: str, arguments: list[str]) -> int:
     for config in configurations:
         config.validate()
         outcome = train(config, for_terminal())
-        (run_dir / _MARK).touch()
         evaluations.append(report.evaluate(outcome.run_dir, samples=demo.samples, images=None))
     written = report.write(evaluations)
     print(evaluations[0].table())
