@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ferrovae.bench.tables import update
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -21,3 +23,13 @@ def test_there_is_a_snippet_for_each_use() -> None:
 def test_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_tables_are_those_of_the_committed_benchmarks() -> None:
+    assert "<!-- table:" in README
+    assert update(README, ROOT / "benchmarks") == README
+
+
+def test_an_unknown_table_is_named() -> None:
+    with pytest.raises(ValueError, match="'nothing' is unknown"):
+        update("<!-- table: nothing -->\n<!-- end -->", ROOT)

@@ -9,8 +9,12 @@ import ferrovae.bench
 
 
 def names() -> list[str]:
-    """The benchmarks there are: the modules of `ferrovae.bench` except the shared timing."""
-    return sorted(module.name for module in pkgutil.iter_modules(ferrovae.bench.__path__) if module.name != "measure")
+    """The benchmarks there are: the modules of `ferrovae.bench` except the shared timing and tables."""
+    return sorted(
+        module.name
+        for module in pkgutil.iter_modules(ferrovae.bench.__path__)
+        if module.name not in ("measure", "tables")
+    )
 
 
 def main(prog: str, arguments: list[str]) -> int:
