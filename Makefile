@@ -15,7 +15,7 @@ demo: .venv/ready
 
 test: .venv/ready
 	cargo test -q --locked --workspace
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow

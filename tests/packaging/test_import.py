@@ -10,11 +10,11 @@ from statistics import median
 PROBE = """
 import json, sys, time
 import torch
-start = time.perf_counter()
+start = time.process_time()
 import ferrovae
 for name in ferrovae.__all__:
     getattr(ferrovae, name)
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 print(json.dumps({"seconds": seconds, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
 """
 
