@@ -55,7 +55,7 @@ def normals(seed: Tensor, example_ids: Tensor, samples: Tensor, columns: int) ->
 def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:
     """Two independent normals, radius times (cosine, sine): 32 bits of radius (up to 6.76), 24 bits of angle."""
     uniform = radius_word.to(torch.float32) * 2.0**-32 + 2.0**-33
-    radius = torch.sqrt(_log(uniform) * -2.0)
+    radius = torch.sqrt((_log(uniform) * -2.0).double()).float()  # in float32, torch's root may be off by a bit
     turns = angle_word >> 8
     quarter = (turns + 2**21) >> 22  # 0..4: the nearest multiple of a quarter turn
     angle = (turns - (quarter << 22)).to(torch.float32) * (2 * math.pi * 2.0**-24)

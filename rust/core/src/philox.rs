@@ -4,19 +4,18 @@
 //! `f32` in a fixed order, no fused multiply-add, so every instruction set and the torch reference give the same bits.
 //! Everything is `#[inline(always)]`: it is compiled for the instruction set of the kernel that calls it.
 
-/// Counters worked on at once.
-pub const LANES: usize = 16;
-/// Normals that one batch of counters gives.
-pub const BATCH: usize = 4 * LANES;
+/// Counters worked on at once; four normals each.
+pub const GROUPS: usize = 256;
+/// Loops run over a multiple of this, so that none ends in single steps.
+pub const STEP: usize = 32;
 
 const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-const LOW: u64 = 0xFFFF_FFFF;
 /// Coefficients of ln, sine and cosine: Cephes (Moshier), as in the torch reference.
 const LOG: [f32; 9] = [
     7.037_683_6e-2,
     -1.151_461e-1,
-    1.167_699_8e-1,
+    1.167_699_84e-1,
     -1.242_014_1e-1,
     1.424_932_3e-1,
     -1.666_805_8e-1,
@@ -29,74 +28,96 @@ const COSINE: [f32; 3] = [2.443_315_7e-5, -1.388_731_6e-3, 4.166_664_6e-2];
 const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
 const SQRT_HALF_BITS: i32 = 0x3F35_04F3;
 
-/// 32-bit words in 64-bit lanes, so that products need no rearranging.
-type Words = [u64; LANES];
-
-/// The words of `LANES` counters under a key.
+/// The words of a counter under a key. Straight code: loops over counters are vectorised around it.
 #[inline(always)]
-pub fn philox(key: u64, mut counter: [Words; 4]) -> [Words; 4] {
-    let (mut k0, mut k1) = (key as u32, (key >> 32) as u32);
-    let mut round = 0;
-    while round < 10 {
-        let mut lane = 0;
-        while lane < LANES {
-            let low = (counter[0][lane] & LOW) * MULTIPLIERS[0];
-            let high = (counter[2][lane] & LOW) * MULTIPLIERS[1];
-            counter[0][lane] = (high >> 32) ^ counter[1][lane] ^ u64::from(k0);
-            counter[2][lane] = (low >> 32) ^ counter[3][lane] ^ u64::from(k1);
-            counter[1][lane] = high & LOW;
-            counter[3][lane] = low & LOW;
-            lane += 1;
-        }
-        k0 = k0.wrapping_add(KEY_STEPS[0]);
-        k1 = k1.wrapping_add(KEY_STEPS[1]);
-        round += 1;
-    }
-    counter
+pub fn philox(key: u64, counter: [u32; 4]) -> [u32; 4] {
+    let key = [key as u32, (key >> 32) as u32];
+    let words = five_rounds(key, counter);
+    five_rounds([0, 1].map(|half| key[half].wrapping_add(KEY_STEPS[half].wrapping_mul(5))), words)
 }
 
-/// Normals of some examples, for one sample and the columns `4 * first_group..4 * (first_group + groups)`: row after
-/// row into `out`, whose length is `examples * 4 * groups` rounded up to a multiple of [`BATCH`]. `id(example)` names
-/// the stream of an example.
 #[inline(always)]
-pub fn normals(
-    key: u64,
-    sample: u32,
-    examples: usize,
-    id: impl Fn(usize) -> u64,
-    first_group: usize,
-    groups: usize,
-    out: &mut [f32],
-) {
-    let (mut example, mut group) = (0, 0);
-    let mut stream = if examples > 0 { id(0) } else { 0 };
-    let (batches, _) = out.as_chunks_mut::<BATCH>();
-    for batch in batches {
-        let mut counter = [[0; LANES], [u64::from(sample); LANES], [0; LANES], [0; LANES]];
-        let mut lane = 0;
-        while lane < LANES {
-            counter[0][lane] = (first_group + group) as u64 & LOW;
-            counter[2][lane] = stream & LOW;
-            counter[3][lane] = stream >> 32;
-            group += 1;
-            if group == groups {
-                group = 0;
-                example += 1;
-                stream = if example < examples { id(example) } else { 0 };
+fn five_rounds(key: [u32; 2], words: [u32; 4]) -> [u32; 4] {
+    let words = round(key, 0, words);
+    let words = round(key, 1, words);
+    let words = round(key, 2, words);
+    let words = round(key, 3, words);
+    round(key, 4, words)
+}
+
+#[inline(always)]
+fn round(key: [u32; 2], number: u32, [c0, c1, c2, c3]: [u32; 4]) -> [u32; 4] {
+    let low = u64::from(c0) * MULTIPLIERS[0];
+    let high = u64::from(c2) * MULTIPLIERS[1];
+    let k0 = key[0].wrapping_add(KEY_STEPS[0].wrapping_mul(number));
+    let k1 = key[1].wrapping_add(KEY_STEPS[1].wrapping_mul(number));
+    [(high >> 32) as u32 ^ c1 ^ k0, high as u32, (low >> 32) as u32 ^ c3 ^ k1, low as u32]
+}
+
+/// The counters of some examples and columns, and room to work; made once, placed for each block of them.
+pub struct Noise {
+    group: [u32; GROUPS],
+    low: [u32; GROUPS],
+    high: [u32; GROUPS],
+    radius: [u32; 2 * GROUPS],
+    angle: [u32; 2 * GROUPS],
+    /// How many counters, rounded up to whole steps.
+    count: usize,
+}
+
+impl Noise {
+    /// No counters.
+    #[inline(always)]
+    pub fn new() -> Self {
+        let (words, pairs) = ([0; GROUPS], [0; 2 * GROUPS]);
+        Self { group: words, low: words, high: words, radius: pairs, angle: pairs, count: 0 }
+    }
+
+    /// Columns `4 * first_group..4 * (first_group + groups)` of `examples` examples, row after row, at most [`GROUPS`]
+    /// in all; `id(example)` names the stream of an example.
+    #[inline(always)]
+    pub fn place(&mut self, examples: usize, id: impl Fn(usize) -> u64, first_group: usize, groups: usize) {
+        self.count = (examples * groups).next_multiple_of(STEP / 4).min(GROUPS);
+        let mut example = 0;
+        while example < examples {
+            let (start, id) = (example * groups, id(example));
+            let mut at = 0;
+            while at < groups {
+                self.group[start + at] = (first_group + at) as u32;
+                self.low[start + at] = id as u32;
+                self.high[start + at] = (id >> 32) as u32;
+                at += 1;
             }
-            lane += 1;
+            example += 1;
         }
-        let [w0, w1, w2, w3] = philox(key, counter);
-        let mut lane = 0;
-        while lane < LANES {
-            let (n0, n1) = box_muller(w0[lane] as u32, w1[lane] as u32);
-            let (n2, n3) = box_muller(w2[lane] as u32, w3[lane] as u32);
-            batch[4 * lane] = n0;
-            batch[4 * lane + 1] = n1;
-            batch[4 * lane + 2] = n2;
-            batch[4 * lane + 3] = n3;
-            lane += 1;
+    }
+
+    /// The normals of one sample, four a counter, into the beginning of `out`.
+    #[inline(always)]
+    pub fn normals(&mut self, key: u64, sample: u32, out: &mut [f32; 4 * GROUPS]) {
+        let count = self.count.min(GROUPS);
+        let mut at = 0;
+        while at < count {
+            let words = philox(key, [self.group[at], sample, self.low[at], self.high[at]]);
+            self.radius[2 * at] = words[0];
+            self.angle[2 * at] = words[1];
+            self.radius[2 * at + 1] = words[2];
+            self.angle[2 * at + 1] = words[3];
+            at += 1;
         }
+        let mut at = 0;
+        while at < 2 * count {
+            let (first, second) = box_muller(self.radius[at], self.angle[at]);
+            out[2 * at] = first;
+            out[2 * at + 1] = second;
+            at += 1;
+        }
+    }
+}
+
+impl Default for Noise {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -139,15 +160,11 @@ fn ln(x: f32) -> f32 {
 mod tests {
     use super::*;
 
-    fn words(key: u64, counter: [u32; 4]) -> [u64; 4] {
-        philox(key, counter.map(|word| [u64::from(word); LANES])).map(|lanes| lanes[LANES - 1])
-    }
-
     #[test]
     fn known_answers() {
-        assert_eq!(words(0, [0; 4]), [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8]);
-        assert_eq!(words(u64::MAX, [u32::MAX; 4]), [0x408F_276D, 0x41C8_3B0E, 0xA20B_C7C6, 0x6D54_51FD]);
-        assert_eq!(words(123_456_789_012_345, [7, 0, 0, 0]), [0xF427_116B, 0x1967_C062, 0x3989_68C8, 0x1873_9B1B]);
+        assert_eq!(philox(0, [0; 4]), [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8]);
+        assert_eq!(philox(u64::MAX, [u32::MAX; 4]), [0x408F_276D, 0x41C8_3B0E, 0xA20B_C7C6, 0x6D54_51FD]);
+        assert_eq!(philox(123_456_789_012_345, [7, 0, 0, 0]), [0xF427_116B, 0x1967_C062, 0x3989_68C8, 0x1873_9B1B]);
     }
 
     #[test]
@@ -164,13 +181,16 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_may_hold_any_part_of_the_rows() {
-        let id = |example: usize| example as u64 * 3;
-        let mut whole = [0.0; 6 * 4 * 5 + 8];
-        normals(9, 2, 6, id, 0, 5, &mut whole);
+    fn blocks_may_be_any_part_of_the_rows() {
+        let id = |example: usize| (example as u64 * 3) << 31;
+        let mut whole = [0.0; 4 * GROUPS];
+        let mut noise = Noise::new();
+        noise.place(6, id, 0, 5);
+        noise.normals(9, 2, &mut whole);
         for example in 0..6 {
-            let mut part = [0.0; BATCH];
-            normals(9, 2, 1, |_| id(example), 3, 2, &mut part);
+            let mut part = [0.0; 4 * GROUPS];
+            noise.place(1, |_| id(example), 3, 2);
+            noise.normals(9, 2, &mut part);
             assert_eq!(part[..8], whole[example * 20 + 12..example * 20 + 20]);
         }
     }

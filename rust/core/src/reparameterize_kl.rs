@@ -10,16 +10,16 @@ mod tests;
 
 use std::ops::Range;
 
-use memory::Shared;
 pub use memory::{Gradients, Layout, Rows};
+use memory::{Shared, Target};
 pub use number::{Number, Real};
 
-use crate::philox::{BATCH, normals};
+use crate::philox::{GROUPS, Noise, STEP};
 use crate::simd::{self, Kernel, Lanes, Level};
 use crate::{Error, Result, threads};
 
 /// Columns, padded to whole counters, that a unit holds: its buffers stay in the first-level cache.
-const UNIT: usize = 1024;
+const UNIT: usize = 4 * GROUPS;
 /// Normals that are worth a thread.
 const GRAIN: usize = 1 << 15;
 /// Sums that run side by side, in the same way at every level.
@@ -150,29 +150,21 @@ impl<'a> Plan<'a> {
         Unit { examples, columns, width }
     }
 
-    /// The unit's noise for one sample; returns how much of `eps` is used.
     #[inline(always)]
-    fn noise(&self, unit: &Unit, sample: usize, eps: &mut [f32; UNIT + BATCH]) -> usize {
-        let ids = self.draws.example_ids;
-        let start = unit.examples.start;
-        let used = unit.size();
-        normals(
-            self.draws.seed as u64,
-            self.draws.first.wrapping_add(sample as u32),
+    fn place(&self, noise: &mut Noise, unit: &Unit) {
+        let (ids, start) = (self.draws.example_ids, unit.examples.start);
+        noise.place(
             unit.examples.len(),
             #[inline(always)]
             |row| ids.map_or((start + row) as u64, |ids| ids[start + row] as u64),
             unit.columns.start / 4,
             unit.width / 4,
-            &mut eps[..used.next_multiple_of(BATCH)],
         );
-        used
     }
 
-    /// Where a row of the unit begins in `[samples, examples, columns]`.
     #[inline(always)]
-    fn place(&self, sample: usize, example: usize, unit: &Unit) -> usize {
-        (sample * self.examples + example) * self.columns + unit.columns.start
+    fn normals(&self, noise: &mut Noise, sample: usize, eps: &mut [f32; UNIT]) {
+        noise.normals(self.draws.seed as u64, self.draws.first.wrapping_add(sample as u32), eps);
     }
 }
 
@@ -180,6 +172,12 @@ impl Unit {
     #[inline(always)]
     fn size(&self) -> usize {
         self.examples.len() * self.width
+    }
+
+    /// The size in whole steps: what loops run over.
+    #[inline(always)]
+    fn steps(&self) -> usize {
+        self.size().next_multiple_of(STEP).min(UNIT)
     }
 }
 
@@ -199,47 +197,44 @@ impl<T: Number> Kernel for Forward<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes>(self) {
-        let zero = T::Work::from_f64(0.0);
-        let (mut mean, mut std, mut terms) = ([zero; UNIT], [zero; UNIT], [zero; UNIT]);
-        let mut eps = [0.0; UNIT + BATCH];
+        let (mut mean, mut std) = ([T::Work::ZERO; UNIT], [T::Work::ZERO; UNIT]);
+        let (mut terms, mut eps, mut z) = ([T::Work::ZERO; UNIT], [0.0; UNIT], [T::zero(); UNIT]);
+        let (layout, size) = (self.mean.layout(), self.plan.examples * self.plan.columns);
+        let mut noise = Noise::new();
         for number in self.units {
             let unit = self.plan.unit(number);
+            let steps = unit.steps();
             self.mean.read(&unit, &mut mean);
             self.logvar.read(&unit, &mut std);
             let mut at = 0;
-            while at < unit.size() {
+            while at < steps {
                 let (deviation, excess) = std[at].deviation_and_excess();
                 terms[at] = T::Work::HALF * (mean[at] * mean[at] + (excess - std[at]));
                 std[at] = deviation;
                 at += 1;
             }
-            for (row, example) in unit.examples.clone().enumerate() {
-                let terms = &terms[row * unit.width..][..unit.columns.len()];
-                // SAFETY: this unit alone has these columns of this example.
-                unsafe {
-                    if self.elementwise {
-                        self.kl.slice(self.plan.place(0, example, &unit), terms.len()).copy_from_slice(terms);
-                    } else {
-                        let piece = unit.columns.start / UNIT;
+            // SAFETY: this unit alone has these columns of these examples.
+            unsafe {
+                if self.elementwise {
+                    Target::rows(self.kl, 0, layout).write(&unit, &terms);
+                } else {
+                    let piece = unit.columns.start / UNIT;
+                    for (row, example) in unit.examples.clone().enumerate() {
+                        let terms = &terms[row * unit.width..][..unit.columns.len()];
                         self.parts.slice(example * self.plan.pieces + piece, 1)[0] = sum(terms);
                     }
                 }
             }
+            self.plan.place(&mut noise, &unit);
             for sample in 0..self.plan.draws.samples {
-                self.plan.noise(&unit, sample, &mut eps);
-                for (row, example) in unit.examples.clone().enumerate() {
-                    let start = row * unit.width;
-                    // SAFETY: as above.
-                    let z = unsafe { self.z.slice(self.plan.place(sample, example, &unit), unit.columns.len()) };
-                    let mean = &mean[start..][..z.len()];
-                    let std = &std[start..][..z.len()];
-                    let eps = &eps[start..][..z.len()];
-                    let mut at = 0;
-                    while at < z.len() {
-                        z[at] = T::round(mean[at] + std[at] * T::Work::from_f32(eps[at]));
-                        at += 1;
-                    }
+                self.plan.normals(&mut noise, sample, &mut eps);
+                let mut at = 0;
+                while at < steps {
+                    z[at] = T::round(mean[at] + std[at] * T::Work::from_f32(eps[at]));
+                    at += 1;
                 }
+                // SAFETY: as above.
+                unsafe { Target::rows(self.z, sample * size, layout).write(&unit, &z) };
             }
         }
     }
@@ -253,8 +248,8 @@ struct Backward<'a, T: Number> {
     dz: Option<&'a [T]>,
     dkl: Option<&'a [T::Work]>,
     elementwise: bool,
-    dmean: memory::Target<'a, T>,
-    dlogvar: memory::Target<'a, T>,
+    dmean: Target<'a, T>,
+    dlogvar: Target<'a, T>,
 }
 
 impl<T: Number> Kernel for Backward<'_, T> {
@@ -262,69 +257,66 @@ impl<T: Number> Kernel for Backward<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes>(self) {
-        let zero = T::Work::from_f64(0.0);
-        let (mut mean, mut std, mut excess) = ([zero; UNIT], [zero; UNIT], [zero; UNIT]);
-        let (mut of_mean, mut of_std) = ([0.0; UNIT], [0.0; UNIT]);
-        let mut eps = [0.0; UNIT + BATCH];
+        let (mut value, mut grad) = ([T::Work::ZERO; UNIT], [T::Work::ZERO; UNIT]);
+        let (mut std, mut excess) = ([T::Work::ZERO; UNIT], [T::Work::ZERO; UNIT]);
+        let (mut of_mean, mut of_logvar) = ([0.0; UNIT], [0.0; UNIT]);
+        let (mut eps, mut out) = ([0.0; UNIT], [T::zero(); UNIT]);
+        let (layout, size) = (self.mean.layout(), self.plan.examples * self.plan.columns);
+        let mut noise = Noise::new();
         for number in self.units {
             let unit = self.plan.unit(number);
-            let size = unit.size();
-            self.logvar.read(&unit, &mut std);
+            let steps = unit.steps();
+            self.logvar.read(&unit, &mut value);
             let mut at = 0;
-            while at < size {
-                (std[at], excess[at]) = std[at].deviation_and_excess();
+            while at < steps {
+                (std[at], excess[at]) = value[at].deviation_and_excess();
                 at += 1;
             }
-            of_mean[..size].fill(0.0);
-            of_std[..size].fill(0.0);
+            of_mean[..steps].fill(0.0);
+            of_logvar[..steps].fill(0.0);
             if let Some(dz) = self.dz {
+                self.plan.place(&mut noise, &unit);
                 for sample in 0..self.plan.draws.samples {
-                    self.plan.noise(&unit, sample, &mut eps);
-                    for (row, example) in unit.examples.clone().enumerate() {
-                        let start = row * unit.width;
-                        let dz = &dz[self.plan.place(sample, example, &unit)..][..unit.columns.len()];
-                        let eps = &eps[start..][..dz.len()];
-                        let of_mean = &mut of_mean[start..][..dz.len()];
-                        let of_std = &mut of_std[start..][..dz.len()];
-                        let mut at = 0;
-                        while at < dz.len() {
-                            let grad = dz[at].work().to_f64();
-                            of_mean[at] += grad;
-                            of_std[at] += grad * f64::from(eps[at]);
-                            at += 1;
-                        }
-                    }
-                }
-            }
-            let mut at = 0;
-            while at < size {
-                of_std[at] *= std[at].to_f64();
-                at += 1;
-            }
-            if let Some(dkl) = self.dkl {
-                self.mean.read(&unit, &mut mean);
-                for (row, example) in unit.examples.clone().enumerate() {
-                    let start = row * unit.width;
-                    let count = unit.columns.len();
-                    let mean = &mean[start..][..count];
-                    let excess = &excess[start..][..count];
-                    let of_mean = &mut of_mean[start..][..count];
-                    let of_std = &mut of_std[start..][..count];
-                    let place = if self.elementwise { self.plan.place(0, example, &unit) } else { example };
-                    let weights = &dkl[place..][..if self.elementwise { count } else { 1 }];
+                    Rows::part(&dz[sample * size..], layout).read(&unit, &mut grad);
+                    self.plan.normals(&mut noise, sample, &mut eps);
                     let mut at = 0;
-                    while at < count {
-                        let weight = weights[if self.elementwise { at } else { 0 }].to_f64();
-                        of_mean[at] += weight * mean[at].to_f64();
-                        of_std[at] += weight * excess[at].to_f64();
+                    while at < steps {
+                        of_mean[at] += grad[at].to_f64();
+                        of_logvar[at] += grad[at].to_f64() * f64::from(eps[at]);
                         at += 1;
                     }
                 }
+                let mut at = 0;
+                while at < steps {
+                    of_logvar[at] *= std[at].to_f64();
+                    at += 1;
+                }
             }
-            // SAFETY: this unit alone has these columns of these examples.
-            unsafe {
-                self.dmean.write(&unit, &of_mean, 1.0);
-                self.dlogvar.write(&unit, &of_std, 0.5);
+            if let Some(dkl) = self.dkl {
+                self.mean.read(&unit, &mut value);
+                if self.elementwise {
+                    Rows::part(dkl, layout).read(&unit, &mut grad);
+                } else {
+                    for (row, example) in unit.examples.clone().enumerate() {
+                        grad[row * unit.width..][..unit.width].fill(dkl[example]);
+                    }
+                }
+                let mut at = 0;
+                while at < steps {
+                    let weight = grad[at].to_f64();
+                    of_mean[at] += weight * value[at].to_f64();
+                    of_logvar[at] += weight * excess[at].to_f64();
+                    at += 1;
+                }
+            }
+            for (target, of, factor) in [(self.dmean, &of_mean, 1.0), (self.dlogvar, &of_logvar, 0.5)] {
+                let mut at = 0;
+                while at < steps {
+                    out[at] = T::round(T::Work::from_f64(of[at] * factor));
+                    at += 1;
+                }
+                // SAFETY: this unit alone has these columns of these examples.
+                unsafe { target.write(&unit, &out) };
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::number::{Number, Real};
+use super::number::Number;
 use super::{UNIT, Unit};
 use crate::{Error, Result};
 
@@ -27,6 +27,12 @@ impl Layout {
         self.segments * self.inner
     }
 
+    /// The same rows without gaps.
+    #[must_use]
+    pub fn contiguous(self) -> Self {
+        Self { segments: 1, inner: self.columns(), example_stride: self.columns(), segment_stride: 0, ..self }
+    }
+
     /// What must agree between tensors.
     pub fn shape(&self) -> [usize; 3] {
         [self.examples, self.segments, self.inner]
@@ -43,6 +49,10 @@ impl Layout {
     /// Calls `run(offset in memory, offset in the unit's buffers, length)` for every stretch of the unit.
     #[inline(always)]
     fn stretches(&self, unit: &Unit, mut run: impl FnMut(usize, usize, usize)) {
+        if self.segments == 1 && self.example_stride == unit.width && unit.columns.len() == unit.width {
+            run(unit.examples.start * self.example_stride + unit.columns.start, 0, unit.size());
+            return;
+        }
         for (row, example) in unit.examples.clone().enumerate() {
             let mut column = unit.columns.start;
             while column < unit.columns.end {
@@ -81,6 +91,11 @@ impl<'a, T> Rows<'a, T> {
         Ok(Self { values, layout })
     }
 
+    /// Rows without gaps; reading panics where values are missing.
+    pub(super) fn part(values: &'a [T], like: Layout) -> Self {
+        Self { values, layout: like.contiguous() }
+    }
+
     pub(super) fn layout(&self) -> Layout {
         self.layout
     }
@@ -114,7 +129,7 @@ pub enum Gradients<'a, T> {
     Moments(&'a mut [T]),
 }
 
-impl<'a, T> Gradients<'a, T> {
+impl<'a, T: Number> Gradients<'a, T> {
     /// Where the gradients of mean and logvar go.
     pub(super) fn targets(self, like: Layout) -> Result<[Target<'a, T>; 2]> {
         let size = like.examples * like.columns();
@@ -122,8 +137,7 @@ impl<'a, T> Gradients<'a, T> {
             Self::Pair(mean, logvar) => {
                 super::expect("dmean", mean.len(), size)?;
                 super::expect("dlogvar", logvar.len(), size)?;
-                let layout = Layout { example_stride: like.columns(), segment_stride: like.inner, ..like };
-                Ok([mean, logvar].map(|memory| Target { memory: Shared::new(memory), start: 0, layout }))
+                Ok([mean, logvar].map(|memory| Target::rows(Shared::new(memory), 0, like)))
             }
             Self::Moments(moments) => {
                 super::expect("dmoments", moments.len(), 2 * size)?;
@@ -143,22 +157,28 @@ pub(super) struct Target<'a, T> {
     layout: Layout,
 }
 
-impl<T: Number> Target<'_, T> {
-    /// `factor` times a unit's buffer.
+impl<'a, T: Number> Target<'a, T> {
+    /// Rows without gaps, from `start` on.
+    pub(super) fn rows(memory: Shared<'a, T>, start: usize, like: Layout) -> Self {
+        Self { memory, start, layout: like.contiguous() }
+    }
+
+    /// A unit's buffer.
     ///
     /// # Safety
     /// Nobody else reads or writes the unit's elements at the same time.
     #[inline(always)]
-    pub(super) unsafe fn write(&self, unit: &Unit, buffer: &[f64; UNIT], factor: f64) {
+    pub(super) unsafe fn write(&self, unit: &Unit, buffer: &[T; UNIT]) {
         self.layout.stretches(
             unit,
             #[inline(always)]
             |to, from, length| {
                 // SAFETY: the caller's promise.
-                let (to, from) = unsafe { (self.memory.slice(self.start + to, length), &buffer[from..][..length]) };
+                let to = unsafe { self.memory.slice(self.start + to, length) };
+                let from = &buffer[from..][..length];
                 let mut at = 0;
                 while at < length {
-                    to[at] = T::round(T::Work::from_f64(from[at] * factor));
+                    to[at] = from[at];
                     at += 1;
                 }
             },

@@ -6,6 +6,8 @@ use half::{bf16, f16};
 
 /// What is computed in.
 pub trait Real: Number<Work = Self> + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
+    /// 0.
+    const ZERO: Self;
     /// 1/2.
     const HALF: Self;
     /// Of the log of a variance: the standard deviation, and the variance minus 1 without cancellation.
@@ -24,6 +26,10 @@ pub trait Number: Copy + Send + Sync {
     type Work: Real;
     /// Exactly.
     fn work(self) -> Self::Work;
+    /// 0.
+    fn zero() -> Self {
+        Self::round(Self::Work::ZERO)
+    }
     /// Rounded to nearest, ties to even.
     fn round(value: Self::Work) -> Self;
 }
@@ -78,16 +84,26 @@ impl Number for f16 {
 
     #[inline(always)]
     fn work(self) -> f32 {
-        self.to_f32()
+        let bits = u32::from(self.to_bits());
+        let (sign, rest) = ((bits & 0x8000) << 16, (bits & 0x7FFF) << 13);
+        let finite = (f32::from_bits(rest) * f32::from_bits((254 - 15) << 23)).to_bits(); // 2^112
+        f32::from_bits(sign | if rest < 0x7C00 << 13 { finite } else { rest | 0x7F80_0000 })
     }
 
     #[inline(always)]
     fn round(value: f32) -> f16 {
-        f16::from_f32(value)
+        let (sign, rest) = (value.to_bits() >> 16 & 0x8000, value.to_bits() & 0x7FFF_FFFF);
+        let normal = rest.wrapping_sub(112 << 23).wrapping_add(0xFFF + (rest >> 13 & 1)) >> 13;
+        // Below 2^-14: adding 1/2 leaves the bits that remain at the end of the sum, rounded.
+        let subnormal = (f32::from_bits(rest) + 0.5).to_bits().wrapping_sub(0.5_f32.to_bits());
+        let finite = if rest < 113 << 23 { subnormal } else { normal };
+        let special = if rest > 0x7F80_0000 { 0x7E00 | rest >> 13 & 0x3FF } else { 0x7C00 };
+        f16::from_bits((sign | if rest < (127 + 16) << 23 { finite } else { special }) as u16)
     }
 }
 
 impl Real for f32 {
+    const ZERO: f32 = 0.0;
     const HALF: f32 = 0.5;
 
     #[inline(always)]
@@ -113,6 +129,7 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
+    const ZERO: f64 = 0.0;
     const HALF: f64 = 0.5;
 
     #[inline(always)]
@@ -191,12 +208,17 @@ mod tests {
     }
 
     #[test]
-    fn bf16_rounds_as_the_half_crate_does() {
-        for bits in (0..=u32::MAX).step_by(65_521) {
+    fn halves_round_as_the_half_crate_does() {
+        let ties = (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32().to_bits().wrapping_add(0x1000));
+        for bits in (0..=u32::MAX).step_by(8191).chain(ties) {
             let value = f32::from_bits(bits);
-            assert_eq!(<bf16 as Number>::round(value).to_bits(), bf16::from_f32(value).to_bits());
-            let narrow = bf16::from_bits(bits as u16);
-            assert!(narrow.is_nan() || narrow.work().to_bits() == narrow.to_f32().to_bits());
+            assert_eq!(<bf16 as Number>::round(value).to_bits(), bf16::from_f32(value).to_bits(), "{value}");
+            assert_eq!(<f16 as Number>::round(value).to_bits(), f16::from_f32(value).to_bits(), "{value}");
+        }
+        for bits in 0..=u16::MAX {
+            let (brain, half) = (bf16::from_bits(bits), f16::from_bits(bits));
+            assert!(brain.is_nan() || brain.work().to_bits() == brain.to_f32().to_bits());
+            assert!(half.is_nan() || half.work().to_bits() == half.to_f32().to_bits());
         }
     }
 }

@@ -47,6 +47,7 @@ fn levels_and_threads_change_no_bit() {
 
 #[test]
 fn values_are_those_of_the_definition() {
+    let mut noise = Noise::new();
     for (examples, segments, inner) in SHAPES {
         let layout = moments(examples, segments, inner);
         let values = values(2 * examples * layout.columns(), 2);
@@ -56,8 +57,9 @@ fn values_are_those_of_the_definition() {
             for column in 0..layout.columns() {
                 let at = 2 * example * layout.columns() + column / inner * 2 * inner + column % inner;
                 let (mean, logvar) = (f64::from(values[at]), f64::from(values[at + inner]));
-                let mut eps = [0.0; BATCH];
-                normals(-5_i64 as u64, 3, 1, |_| example as u64, column / 4, 1, &mut eps);
+                let mut eps = [0.0; UNIT];
+                noise.place(1, |_| example as u64, column / 4, 1);
+                noise.normals(-5_i64 as u64, 3, &mut eps);
                 let expected = mean + (logvar / 2.0).exp() * f64::from(eps[column % 4]);
                 assert!((f64::from(z[example * layout.columns() + column]) - expected).abs() < 1e-6);
                 total += 0.5 * (mean * mean + logvar.exp_m1() - logvar);
