@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -19,15 +20,23 @@ Split = Literal["train", "validation", "test"]
 def open_data(config: Configuration, split: Split) -> data.Dataset:
     """The images of `split`: "validation" is the end of the source's train split, which "train" then lacks.
 
-    Which images those are depends on `validation_fraction` alone, so the curves of any two runs compare.
+    Which images those are depends on `validation_fraction` alone, so the curves of any two runs compare. A source
+    that is a single file has no test split of its own: its last tenth is that, and is never trained on.
 
     Raises:
         DataError: the source is not what it should be.
         ConfigurationError: validation was asked for, but nothing is held out.
     """
+    everything = data.open(config.data, split="test" if split == "test" else "train")
+    if Path(config.data).is_file():
+        end, tenth = len(everything), max(len(everything) // 10, 1)
+        if end < 2:
+            raise ConfigurationError(
+                f"{config.data}: has {end} image, expected at least 2, of which one is for the test"
+            )
+        everything = everything.subset(end - tenth, end) if split == "test" else everything.subset(0, end - tenth)
     if split == "test":
-        return data.open(config.data, split="test")
-    everything = data.open(config.data, split="train")
+        return everything
     if config.validation_fraction == 0:
         if split == "validation":
             raise ConfigurationError("validation_fraction is 0: this run holds no images out")
