@@ -33,7 +33,8 @@ const SQRT_HALF_BITS: i32 = 0x3F35_04F3;
 pub fn philox(key: u64, counter: [u32; 4]) -> [u32; 4] {
     let key = [key as u32, (key >> 32) as u32];
     let words = five_rounds(key, counter);
-    five_rounds([0, 1].map(|half| key[half].wrapping_add(KEY_STEPS[half].wrapping_mul(5))), words)
+    let key = [key[0].wrapping_add(KEY_STEPS[0].wrapping_mul(5)), key[1].wrapping_add(KEY_STEPS[1].wrapping_mul(5))];
+    five_rounds(key, words)
 }
 
 #[inline(always)]
@@ -96,22 +97,38 @@ impl Noise {
     #[inline(always)]
     pub fn normals(&mut self, key: u64, sample: u32, out: &mut [f32; 4 * GROUPS]) {
         let count = self.count.min(GROUPS);
-        let mut at = 0;
-        while at < count {
-            let words = philox(key, [self.group[at], sample, self.low[at], self.high[at]]);
-            self.radius[2 * at] = words[0];
-            self.angle[2 * at] = words[1];
-            self.radius[2 * at + 1] = words[2];
-            self.angle[2 * at + 1] = words[3];
-            at += 1;
-        }
-        let mut at = 0;
-        while at < 2 * count {
-            let (first, second) = box_muller(self.radius[at], self.angle[at]);
-            out[2 * at] = first;
-            out[2 * at + 1] = second;
-            at += 1;
-        }
+        let counters = [&self.group[..count], &self.low[..count], &self.high[..count]];
+        words(key, sample, counters, &mut self.radius[..2 * count], &mut self.angle[..2 * count]);
+        box_mullers(&self.radius[..2 * count], &self.angle[..2 * count], &mut out[..4 * count]);
+    }
+}
+
+/// The words of counters: the even ones into `radius`, the odd ones into `angle`.
+#[inline(always)]
+fn words(key: u64, sample: u32, [group, low, high]: [&[u32]; 3], radius: &mut [u32], angle: &mut [u32]) {
+    let (radius, _) = radius.as_chunks_mut::<2>();
+    let (angle, _) = angle.as_chunks_mut::<2>();
+    let (low, high) = (&low[..group.len()], &high[..group.len()]);
+    let (radius, angle) = (&mut radius[..group.len()], &mut angle[..group.len()]);
+    let mut at = 0;
+    while at < group.len() {
+        let [w0, w1, w2, w3] = philox(key, [group[at], sample, low[at], high[at]]);
+        radius[at] = [w0, w2];
+        angle[at] = [w1, w3];
+        at += 1;
+    }
+}
+
+/// The pairs of normals of pairs of words.
+#[inline(always)]
+fn box_mullers(radius: &[u32], angle: &[u32], out: &mut [f32]) {
+    let (out, _) = out.as_chunks_mut::<2>();
+    let (angle, out) = (&angle[..radius.len()], &mut out[..radius.len()]);
+    let mut at = 0;
+    while at < radius.len() {
+        let (first, second) = box_muller(radius[at], angle[at]);
+        out[at] = [first, second];
+        at += 1;
     }
 }
 
