@@ -68,7 +68,6 @@ def test_signals_keep_their_scale_through_deep_stacks(activation):
     shape = (1, 32, 32)
     x = torch.randn(16, *shape)
     stacks = [
-        (nn.MLPEncoder(shape, 8, (200,) * 6, activation), nn.MLPDecoder(8, shape, (200,) * 6, activation)),
         (nn.ConvEncoder(shape, 8, 16, 4, activation), nn.ConvDecoder(8, shape, 16, 4, activation)),
         (nn.ConvEncoder2d(shape, 8, 8, 32, activation), nn.ConvDecoder2d(8, shape, 8, 32, activation)),
     ]
@@ -78,13 +77,17 @@ def test_signals_keep_their_scale_through_deep_stacks(activation):
             assert 0.03 < output.std().item() < 4, (type(encoder).__name__, output.std())
 
 
-def test_a_linear_decoder_is_affine_and_weights_are_glorot():
+def test_convolution_weights_are_glorot():
+    layer = nn.ConvEncoder((1, 8, 8), 30, width=16, activation="tanh").body[1][0]
+    bound = (6 / (16 * 9 + 32 * 9)) ** 0.5
+    assert 0.98 * bound < layer.weight.abs().max() <= bound
+    assert not layer.bias.any()
+
+
+def test_mlp_weights_are_uniform_up_to_the_root_of_the_inputs():
     encoder = nn.MLPEncoder((100,), 30, (50,))
-    bound = (6 / 150) ** 0.5
-    weight = encoder.body[0].weight
-    assert weight.abs().max() <= bound
-    assert weight.abs().max() > 0.98 * bound
-    assert not encoder.body[0].bias.any()
+    for layer, inputs in ((encoder.body[0], 100), (encoder.head, 50)):
+        assert 0.98 * inputs**-0.5 < layer.weight.abs().max() <= inputs**-0.5
 
 
 @pytest.mark.parametrize(

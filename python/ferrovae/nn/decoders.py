@@ -42,8 +42,6 @@ class MLPDecoder(nn.Module):
         widths = (latent_dim, *blocks.sizes("MLPDecoder", "hidden", hidden))
         self.body = blocks.mlp(widths, activation)
         self.head = nn.Linear(widths[-1], channels * math.prod(self.data_shape))
-        blocks.initialise(self.body, blocks.gain_of(activation))
-        blocks.initialise(self.head, 1.0)
 
     def forward(self, z: Tensor) -> Tensor:
         parameters = self.head(self.body(blocks.check_input(self, "z", z, self.latent_shape)))

@@ -24,7 +24,8 @@ class MLPEncoder(nn.Module):
         hidden: widths of the hidden layers.
         activation: its name: tanh, relu, leaky_relu, gelu, silu, elu or softplus.
 
-    The defaults are the one-layer network of the IWAE paper (Burda et al. 2016), Glorot weights included.
+    The defaults are the one-layer network of the IWAE paper (Burda et al. 2016), with torch's own initial weights:
+    on MNIST these learn faster than Glorot's.
     """
 
     def __init__(
@@ -40,8 +41,6 @@ class MLPEncoder(nn.Module):
         widths = (math.prod(self.data_shape), *blocks.sizes("MLPEncoder", "hidden", hidden))
         self.body = blocks.mlp(widths, activation)
         self.head = nn.Linear(widths[-1], 2 * latent_dim)
-        blocks.initialise(self.body, blocks.gain_of(activation))
-        blocks.initialise(self.head, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(blocks.check_input(self, "x", x, self.data_shape).flatten(1)))
