@@ -7,7 +7,7 @@ RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml
 
 .venv/ready: pyproject.toml $(RUST)
 	test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/pip install -q uv; }
-	$(BIN)/uv pip install -q --python $(BIN)/python maturin -e '.[test,demo]' --reinstall-package ferrovae
+	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python maturin -e '.[test,demo]' --reinstall-package ferrovae
 	touch $@
 
 demo: .venv/ready
