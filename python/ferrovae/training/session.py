@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ferrovae import __version__, data
 from ferrovae.training import checkpoint, run
 from ferrovae.training.averaging import averaged
-from ferrovae.training.build import build_model, open_data, transform_for
+from ferrovae.training.build import build_model, open_data, start_at_the_mean, transform_for
 from ferrovae.training.configuration import Configuration, TrainVAE
 from ferrovae.training.distributed import Ranks
 from ferrovae.training.errors import CheckpointError, ConfigurationError, NonFiniteError
@@ -74,7 +74,9 @@ class Session:
             options = {"seed": 0, "shuffle": False, "fixed_epoch": 0}  # the same draws at every validation
             self.validation = self._loader(held_out, share * ranks.world_size, **options)
 
-        self.model = build_model(config, tuple(self.dataset.shape)).to(ranks.device)
+        self.model = build_model(config, tuple(self.dataset.shape))
+        start_at_the_mean(self.model, self.dataset)
+        self.model.to(ranks.device)
         self.ema = None if config.ema_decay is None else averaged(self.model, config.ema_decay)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         self._forward: nn.Module = _Objective(self.model)
