@@ -19,8 +19,9 @@ Plan = list[tuple[str, dict[str, int]]]
 
 @cache
 def operations() -> tuple[str, ...]:
-    """The modules of this package that have cases."""
-    return tuple(path.stem for path in sorted(Path(__file__).parent.glob("*.py")) if "cases" in set(_defined(path)))
+    """The modules of this package that have shapes and cases."""
+    modules = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple(path.stem for path in modules if {"SHAPES", "cases"} <= set(_defined(path)))
 
 
 def module_of(operation: str) -> ModuleType:
@@ -67,5 +68,7 @@ def _defined(path: Path) -> Iterator[str]:
             yield node.name
         elif isinstance(node, ast.Assign):
             yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id
         elif isinstance(node, ast.ImportFrom):
             yield from (alias.asname or alias.name for alias in node.names)
