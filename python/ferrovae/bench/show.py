@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from ferrovae.bench.results import Row, cases, is_ours
 
@@ -14,6 +13,7 @@ def print_results(rows: list[Row], left_out: list[str], failed: list[str]) -> No
     """Print them on stdout."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
@@ -25,7 +25,7 @@ def print_results(rows: list[Row], left_out: list[str], failed: list[str]) -> No
     for group in cases(rows):
         for row in group:
             head = (row["operation"], shape(row)) if row is group[0] else ("", "")
-            table.add_row(*head, row["provider"], *_figures(row), style="bold" if is_ours(row) else None)
+            table.add_row(*map(escape, (*head, row["provider"], *_figures(row))), style="bold" if is_ours(row) else None)
         table.add_section()
     console.print(table)
     for line in summary(rows):
@@ -76,7 +76,7 @@ def size(value: float | None) -> str:
     return f"{value:.0f} B"
 
 
-def _figures(row: Row) -> list[Any]:
+def _figures(row: Row) -> list[str]:
     share = "-" if row["of_roof"] is None else f"{100 * row['of_roof']:.0f} %"
     return [
         seconds(row["p50"]),
