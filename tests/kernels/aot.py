@@ -37,6 +37,7 @@ TARGETS: dict[str, tuple[str, int | str, int, int]] = {
     "sm_100": ("cuda", 100, 32, 232448),
     "gfx942": ("hip", "gfx942", 64, 65536),
 }
+FIGURES = ("registers", "stack", "local", "spills", "shared", "error")
 
 
 def operations() -> list[str]:
@@ -100,6 +101,18 @@ def _amd(assembly: str) -> dict[str, int]:
     }
 
 
+def describe(configuration: dict[str, Any]) -> dict[str, Any]:
+    """What tells a configuration from others of its kernel, in words."""
+    kinds = [kind for kind in configuration["signature"].values() if kind is None or kind.startswith("*")]
+    return {
+        "name": configuration.get("name", ""),
+        "pointers": " ".join("none" if kind is None else kind[1:] for kind in kinds),
+        "constexprs": " ".join(f"{name}={value}" for name, value in configuration["constexprs"].items()),
+        "warps": configuration.get("num_warps"),
+        "stages": configuration.get("num_stages"),
+    }
+
+
 def compile_all(wanted: list[str], targets: list[str], first: bool) -> Iterator[dict[str, Any]]:
     """One record a (configuration, target); an `error` instead of figures where it does not compile."""
     for operation in wanted:
@@ -108,7 +121,7 @@ def compile_all(wanted: list[str], targets: list[str], first: bool) -> Iterator[
             shipped = [c for c in module.aot_configurations() if target in c.get("targets", TARGETS)]
             for configuration in shipped[:1] if first else shipped:
                 record = {"operation": operation, "kernel": configuration["kernel"], "target": target}
-                record["name"] = configuration.get("name", "")
+                record |= describe(configuration)
                 try:
                     record |= compile_one(module, configuration, target)
                 except Exception as error:
@@ -116,16 +129,16 @@ def compile_all(wanted: list[str], targets: list[str], first: bool) -> Iterator[
                 yield record
 
 
-def identity(record: dict[str, Any]) -> tuple[str, ...]:
-    """What says which kernel a record is about."""
-    return tuple(record[key] for key in ("operation", "kernel", "name", "target"))
+def identity(record: dict[str, Any]) -> str:
+    """What says which kernel a record is about: all of it but the figures."""
+    return json.dumps({key: value for key, value in record.items() if key not in FIGURES})
 
 
 def write(path: Path, records: list[dict[str, Any]], version: str) -> None:
     """Put the records in the place of their operations' and targets' older ones; all go with another compiler.
 
     Raises:
-        ValueError: a kernel that did not compile, or two with the same name.
+        ValueError: a kernel that did not compile.
     """
     broken = [record for record in records if "error" in record]
     if broken:
@@ -134,11 +147,8 @@ def write(path: Path, records: list[dict[str, Any]], version: str) -> None:
     anew = {(record["operation"], record["target"]) for record in records}
     kept = known["kernels"] if known["triton"] == version else []
     kept = [record for record in kept if (record["operation"], record["target"]) not in anew]
-    kernels = sorted([*kept, *records], key=identity)
-    twice = [one for one, other in zip(kernels, kernels[1:], strict=False) if identity(one) == identity(other)]
-    if twice:
-        raise ValueError(f"{' '.join(identity(twice[0]))} is the name of two configurations")
-    lines = ",\n".join(f" {json.dumps(record)}" for record in kernels)
+    kernels = {identity(record): record for record in [*kept, *records]}
+    lines = ",\n".join(f" {json.dumps(kernels[key])}" for key in sorted(kernels))
     path.write_text(f'{{"triton": {json.dumps(version)}, "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
 
 

@@ -6,8 +6,8 @@ A module `ferrovae/bench/<operation>.py` has
     def cases(shape: dict[str, int], device: torch.device) -> Iterator[Case]    # makes the inputs, from a fixed seed
 
 and nothing else public: timing, memory, rooflines, tables and JSON are done once, for all operations. The letters of
-the first of SHAPES, in their order, are what `--shapes 4096,1024,8` means. Cases are asked for one at a time, so
-inputs made inside the generator are freed before the next; no work is done before `cases` is iterated over.
+the first of SHAPES with so many, in their order, are what `--shapes 4096,1024,8` means. Cases are asked for one at a
+time, so that inputs made inside the generator are freed before the next ones are made.
 """
 
 from __future__ import annotations

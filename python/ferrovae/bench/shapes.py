@@ -61,8 +61,7 @@ def for_operation(operation: str, own: Sequence[dict[str, int]], texts: Sequence
     if not texts:
         return [dict(shape) for shape in own]
     known(texts)
-    letters = list(own[0])
-    return [_shape(operation, letters, text) for text in texts]
+    return [_shape(operation, own, text) for text in texts]
 
 
 def fits(own: Sequence[dict[str, int]], text: str) -> bool:
@@ -74,20 +73,21 @@ def fits(own: Sequence[dict[str, int]], text: str) -> bool:
     return True
 
 
-def _shape(operation: str, letters: list[str], text: str) -> dict[str, int]:
+def _shape(operation: str, own: Sequence[dict[str, int]], text: str) -> dict[str, int]:
+    letters = list(own[0])
     if text.lower() in MODELS:
         model = MODELS[text.lower()]
         missing = [letter for letter in letters if letter not in model]
-        if missing:
-            raise ValueError(f"bench: shape {text!r} has no {', '.join(missing)}, which {operation} needs")
+        if missing or "K" not in letters:
+            lack = f"no {', '.join(missing)}, which {operation} needs" if missing else f"codes, {operation} has none"
+            raise ValueError(f"bench: shape {text!r} has {lack}")
         return {letter: model[letter] for letter in letters}
     sizes = _sizes(text) or []
-    if len(sizes) != len(letters):
-        raise ValueError(
-            f"bench: shape {text!r} has {len(sizes)} sizes, expected {len(letters)} for {operation}: "
-            f"{','.join(letters)}"
-        )
-    return dict(zip(letters, sizes, strict=True))
+    for shape in own:
+        if len(shape) == len(sizes):
+            return dict(zip(shape, sizes, strict=True))
+    known = " or ".join(dict.fromkeys(",".join(shape) for shape in own))
+    raise ValueError(f"bench: shape {text!r} has {len(sizes)} sizes, expected {known} for {operation}")
 
 
 def _sizes(text: str) -> list[int] | None:

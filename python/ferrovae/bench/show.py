@@ -25,7 +25,9 @@ def print_results(rows: list[Row], left_out: list[str], failed: list[str]) -> No
     for group in cases(rows):
         for row in group:
             head = (row["operation"], shape(row)) if row is group[0] else ("", "")
-            table.add_row(*map(escape, (*head, row["provider"], *_figures(row))), style="bold" if is_ours(row) else None)
+            table.add_row(
+                *map(escape, (*head, row["provider"], *_figures(row))), style="bold" if is_ours(row) else None
+            )
         table.add_section()
     console.print(table)
     for line in summary(rows):
@@ -42,7 +44,8 @@ def shape(row: Row) -> str:
     words = [] if row["mode"] == "forward" else [row["mode"]]
     words += [row["variant"]] if row["variant"] else []
     words += [] if row["dtype"] == "float32" else [row["dtype"]]
-    words += [f"{row['threads']} thread{'s' * (row['threads'] != 1)}"] if row["threads"] not in (None, 2) else []
+    if row["threads"] not in (None, 2) and "thread" not in row["variant"]:
+        words.append(f"{row['threads']} thread{'s' * (row['threads'] != 1)}")
     return f"{sizes} {', '.join(words)}".rstrip()
 
 
