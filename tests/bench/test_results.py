@@ -8,17 +8,10 @@ from typing import Any
 
 import pytest
 
+from bench.toy import row
 from ferrovae.bench import plot, results, show, tables
 
 RUN = {"torch": "2.9", "versions": {"faiss-cpu": "1.12.0"}}
-
-
-def row(provider: str, ratio: float, **changes: Any) -> results.Row:
-    base = {"operation": "toy", "provider": provider, "mode": "forward", "dtype": "float32", "variant": ""}
-    base |= {"shape": {"N": 8, "K": 4}, "device": "a processor", "threads": 2, "simd": "avx2", "metric": "time"}
-    base |= {"p25": 1.0, "p50": 2.0, "p75": 3.0, "cpu": ratio, "memory": 3 * 2**20, "correct": True, "roof": 1.0}
-    base |= {"of_roof": 0.5, "times_ours": ratio, "target": None, "met": None, "run": "first"}
-    return base | changes
 
 
 def found(*rows: results.Row, run: str = "first") -> dict[str, Any]:

@@ -34,3 +34,12 @@ def install(monkeypatch: Any, cases: Callable[..., Iterator[Case]] = cases) -> N
     """Make it the only operation there is."""
     monkeypatch.setattr(catalogue, "operations", lambda: ("toy",))
     monkeypatch.setattr(catalogue, "module_of", lambda name: SimpleNamespace(SHAPES=SHAPES, cases=cases))
+
+
+def row(provider: str, ratio: float, **changes: Any) -> dict[str, Any]:
+    """A row of results that nobody measured."""
+    base = {"operation": "toy", "provider": provider, "mode": "forward", "dtype": "float32", "variant": ""}
+    base |= {"shape": {"N": 8, "K": 4}, "device": "a processor", "threads": 2, "simd": "avx2", "metric": "time"}
+    base |= {"p25": 1.0, "p50": 2.0, "p75": 3.0, "cpu": ratio, "memory": 3 * 2**20, "correct": True, "roof": 1.0}
+    base |= {"of_roof": 0.5, "times_ours": ratio, "target": None, "met": None, "run": "first"}
+    return base | changes
