@@ -14,6 +14,7 @@ from ferrovae.bench.case import Case, Work
 from ferrovae.bench.measure import interleaved
 from ferrovae.bench.memory import extra_bytes
 from ferrovae.bench.roofline import Peaks
+from ferrovae.bench.roofline import measured as measured_peaks
 from ferrovae.bench.runner import Results, Settings, run
 
 CPU = torch.device("cpu")
@@ -145,3 +146,10 @@ def test_cases_are_checked() -> None:
         toy.case(SHAPE, mode="sideways")
     with pytest.raises(ValueError, match="unit is 'float8'"):
         Work(flops=1, unit="float8")
+
+
+def test_this_machine_has_peaks() -> None:
+    peaks = measured_peaks(CPU)
+    assert peaks.bandwidth is not None
+    assert 1e8 < peaks.bandwidth < 1e12
+    assert all(1e8 < flops < 1e12 for flops in peaks.flops.values())

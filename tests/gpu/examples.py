@@ -47,6 +47,7 @@ def examples() -> dict[str, Example]:
         "poisson_log_prob": [randint(9, (37, 30)), randn(37, 30)],
         "residual_nearest_code": [x, torch.stack([codebook, codebook.flip(0) / 3])],
         "sign_code_entropy": [randn(40, 10) / 10],
+        "sign_code_mean": [randn(40, 10) / 10],
     }
     found = {name: Example(getattr(ops, name), inputs) for name, inputs in plain.items() if hasattr(ops, name)}
     special = {

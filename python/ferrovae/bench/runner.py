@@ -26,7 +26,7 @@ class Results:
     left_out: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)  # ours was wrong, or raised
     run: dict[str, Any] = field(default_factory=dict)
-    name: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    name: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
 
     def to_dict(self) -> dict[str, Any]:
         """What `results.write` takes."""

@@ -17,7 +17,8 @@ from ferrovae.bench.results import Row, is_ours
 from ferrovae.bench.show import shape, size
 
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-_SOFTWARE = ("faiss-cpu", "faiss-gpu", "vector-quantize-pytorch", "triton")
+# What is named in a caption beside torch: packages, if a provider's name has the word.
+_SOFTWARE = (("faiss-cpu", "faiss"), ("faiss-gpu", "faiss"), ("vector-quantize-pytorch", "vector-quantize-pytorch"))
 
 
 def update(document: str, folder: Path) -> str:
@@ -99,12 +100,18 @@ def loader(found: dict[str, Any]) -> str:
 
 
 def software(found: dict[str, Any]) -> str:
-    """`torch 2.7.0, faiss-cpu 1.9`: of all the runs."""
+    """`torch 2.7.0, faiss-cpu 1.9, load average 1.2`: of all the runs."""
     runs = list(found["runs"].values())
     names = ["torch " + " or ".join(dict.fromkeys(str(run["torch"]) for run in runs))]
-    for package in _SOFTWARE:
+    providers = {row["provider"] for row in found["rows"]}
+    used = [package for package, word in _SOFTWARE if any(word in provider for provider in providers)]
+    used += ["triton"] if any(row["threads"] is None for row in found["rows"]) else []
+    for package in used:
         versions = dict.fromkeys(run["versions"][package] for run in runs if package in run.get("versions", {}))
         names += [f"{package} {' or '.join(versions)}"] if versions else []
+    # Other work on the machine costs time that is nobody's: a reader must be able to see it.
+    loads = [max(run["load_average"]) for run in runs if run.get("load_average")]
+    names += [f"load average {max(loads):.1f}"] if loads else []
     return ", ".join(names)
 
 
