@@ -6,10 +6,26 @@ import pytest
 import torch
 
 from ferrovae import ops, use_backend
+from gpu.examples import compare, examples, results
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 SHAPES = [(1, 1), (3, 17), (64, 63), (127, 256), (1000, 32)]
 SEED = torch.tensor([11])
+
+
+@pytest.mark.filterwarnings("ignore::ferrovae.ops.BackendWarning")  # without a kernel of its own yet
+@pytest.mark.parametrize("name", sorted(examples()))
+def test_float32_agrees_with_the_float64_reference(name: str) -> None:
+    example = examples()[name]
+    truth = results(example, "cpu", torch.float64, "reference")
+    compare(example, results(example, "cuda", torch.float32, "auto"), truth)
+
+
+@pytest.mark.parametrize("name", sorted(set(examples()) & {"code_sums", "nearest_code", "reparameterize_kl"}))
+def test_is_the_same_twice(name: str) -> None:
+    example = examples()[name]
+    first, second = (results(example, "cuda", torch.float32, "auto") for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)

@@ -1,6 +1,7 @@
 """Compile the Triton kernels ahead of time, without a GPU, and print what each needs of the machine as JSON.
 
     python tests/kernels/aot.py [--operations nearest_code ...] [--targets sm_90 ...] [--first]
+    python tests/kernels/aot.py --out benchmarks/aot.json       # what the shipped configurations need, for the record
 
 A process of its own: an interpreted kernel cannot be compiled, so TRITON_INTERPRET must not be set. A module
 `kernels/<operation>.py` takes part by having `aot_configurations() -> list[dict]`, the configurations it ships, each
@@ -36,6 +37,7 @@ TARGETS: dict[str, tuple[str, int | str, int, int]] = {
     "sm_100": ("cuda", 100, 32, 232448),
     "gfx942": ("hip", "gfx942", 64, 65536),
 }
+FIGURES = ("registers", "stack", "local", "spills", "shared", "error")
 
 
 def operations() -> list[str]:
@@ -99,6 +101,18 @@ def _amd(assembly: str) -> dict[str, int]:
     }
 
 
+def describe(configuration: dict[str, Any]) -> dict[str, Any]:
+    """What tells a configuration from others of its kernel, in words."""
+    kinds = [kind for kind in configuration["signature"].values() if kind is None or kind.startswith("*")]
+    return {
+        "name": configuration.get("name", ""),
+        "pointers": " ".join("none" if kind is None else kind[1:] for kind in kinds),
+        "constexprs": " ".join(f"{name}={value}" for name, value in configuration["constexprs"].items()),
+        "warps": configuration.get("num_warps"),
+        "stages": configuration.get("num_stages"),
+    }
+
+
 def compile_all(wanted: list[str], targets: list[str], first: bool) -> Iterator[dict[str, Any]]:
     """One record a (configuration, target); an `error` instead of figures where it does not compile."""
     for operation in wanted:
@@ -107,7 +121,7 @@ def compile_all(wanted: list[str], targets: list[str], first: bool) -> Iterator[
             shipped = [c for c in module.aot_configurations() if target in c.get("targets", TARGETS)]
             for configuration in shipped[:1] if first else shipped:
                 record = {"operation": operation, "kernel": configuration["kernel"], "target": target}
-                record["name"] = configuration.get("name", "")
+                record |= describe(configuration)
                 try:
                     record |= compile_one(module, configuration, target)
                 except Exception as error:
@@ -115,15 +129,48 @@ def compile_all(wanted: list[str], targets: list[str], first: bool) -> Iterator[
                 yield record
 
 
+def identity(record: dict[str, Any]) -> str:
+    """What says which kernel a record is about: all of it but the figures."""
+    return json.dumps({key: value for key, value in record.items() if key not in FIGURES})
+
+
+def write(path: Path, records: list[dict[str, Any]], version: str) -> None:
+    """Put the records in the place of their operations' and targets' older ones; all go with another compiler.
+
+    Raises:
+        ValueError: a kernel that did not compile.
+    """
+    broken = [record for record in records if "error" in record]
+    if broken:
+        raise ValueError(f"{broken[0]['operation']} {broken[0]['name']} {broken[0]['target']}: {broken[0]['error']}")
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"triton": version, "kernels": []}
+    anew = {(record["operation"], record["target"]) for record in records}
+    kept = known["kernels"] if known["triton"] == version else []
+    kept = [record for record in kept if (record["operation"], record["target"]) not in anew]
+    kernels = {identity(record): record for record in [*kept, *records]}
+    lines = ",\n".join(f" {json.dumps(kernels[key])}" for key in sorted(kernels))
+    path.write_text(f'{{"triton": {json.dumps(version)}, "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compile the Triton kernels ahead of time and print JSON.")
     parser.add_argument("--operations", nargs="*", default=operations())
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--first", action="store_true", help="only the first configuration of an operation")
+    parser.add_argument("--out", type=Path, help="record them in this file instead")
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         sys.exit("aot.py: unset TRITON_INTERPRET; an interpreted kernel cannot be compiled")
-    json.dump(list(compile_all(arguments.operations, arguments.targets, arguments.first)), sys.stdout, indent=1)
+    records = list(compile_all(arguments.operations, arguments.targets, arguments.first))
+    if arguments.out is None:
+        json.dump(records, sys.stdout, indent=1)
+        return
+    import triton
+
+    try:
+        write(arguments.out, records, triton.__version__)
+    except ValueError as error:
+        sys.exit(f"aot.py: {error}")
 
 
 if __name__ == "__main__":

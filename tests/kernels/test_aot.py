@@ -8,18 +8,20 @@ import platform
 import subprocess
 import sys
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kernels.aot import TARGETS, operations
+from kernels.aot import TARGETS, identity, operations, write
 
 pytestmark = pytest.mark.skipif(
     find_spec("triton") is None or platform.system() != "Linux", reason="Triton compiles on Linux only"
 )
 TOOL = Path(__file__).with_name("aot.py")
+RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "aot.json"
 
 
 @cache
@@ -52,6 +54,47 @@ def test_every_configuration_fits_every_target(operation: str) -> None:
     records = compiled(operation, False)
     assert {record["target"] for record in records} == set(TARGETS)
     for record in records:
+        check(record)
+    assert changes(records, json.loads(RECORD.read_text(encoding="utf-8")), version("triton")) == []
+
+
+def changes(records: list[dict[str, Any]], recorded: dict[str, Any], installed: str) -> list[str]:
+    """What differs from the record; nothing is said of another compiler, which allots registers as it likes."""
+    if recorded["triton"] != installed:
+        return []
+    known = {identity(record): record for record in recorded["kernels"]}
+    found = []
+    for record in records:
+        before = known.get(identity(record))
+        if before is None:
+            found.append(f"{identity(record)} is not in {RECORD.name}: python tests/kernels/aot.py --out {RECORD}")
+        elif any(before[key] != record[key] for key in ("registers", "shared")):
+            found.append(f"{record}, recorded {before}")
+    return found
+
+
+def test_the_record_is_compared_within_one_version_of_triton_only(tmp_path: Path) -> None:
+    record = {"operation": "a", "kernel": "k", "target": "sm_90", "name": "", "registers": 64, "shared": 0}
+    other = record | {"operation": "b"}
+    path = tmp_path / "aot.json"
+    write(path, [record, other], "3.9.0")
+    write(path, [record | {"registers": 80}, record | {"name": "new", "registers": 1}], "3.9.0")
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    assert [(line["operation"], line["registers"]) for line in recorded["kernels"]] == [("a", 80), ("a", 1), ("b", 64)]
+    assert changes([other], recorded, "3.9.0") == []
+    assert "recorded" in changes([record], recorded, "3.9.0")[0]
+    assert changes([record], recorded, "3.10.0") == []
+    assert "is not in" in changes([record | {"name": "unknown"}], recorded, "3.9.0")[0]
+    write(path, [other], "3.10.0")
+    assert json.loads(path.read_text(encoding="utf-8")) == {"triton": "3.10.0", "kernels": [other]}
+    with pytest.raises(ValueError, match="boom"):
+        write(path, [record | {"error": "boom"}], "3.10.0")
+
+
+def test_every_operation_is_in_the_record() -> None:
+    recorded = json.loads(RECORD.read_text(encoding="utf-8"))
+    assert {record["operation"] for record in recorded["kernels"]} == set(operations())
+    for record in recorded["kernels"]:
         check(record)
 
 

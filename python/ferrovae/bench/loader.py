@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from ferrovae.bench.measure import Timing, interleaved, machine
+from ferrovae.bench.machine import machine
+from ferrovae.bench.measure import Timing, interleaved
 from ferrovae.data import Binarize, Dataset, Loader, Scale, open
 
 BATCH = 128

@@ -24,7 +24,7 @@ COMMANDS: list[tuple[str, str, str, str]] = [
     ("sample", "sample", "RUN", "draw images from a trained model into a PNG or .npy file"),
     ("info", "info", "", "which operation runs on which backend here, and why not on the others"),
     ("demo", "demo", "", "train a VAE and a VQ-VAE on handwritten digits and write a report (a minute)"),
-    ("bench", "bench", "[NAME]", "measure against the alternatives, interleaved"),
+    ("bench", "bench", "[OPERATION ...]", "measure against the alternatives, interleaved; draw; tune the kernels"),
 ]
 
 

@@ -31,7 +31,7 @@ def collect() -> dict[str, Any]:
     """The machine, torch's GPUs, and for each operation and backend why it cannot run (None: it can)."""
     import torch
 
-    from ferrovae.bench.measure import machine
+    from ferrovae.bench.machine import machine
     from ferrovae.ops._registry import operations
 
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -1,0 +1,104 @@
+"""Results in the terminal: a table with a block a case, then what was promised and what was left out."""
+
+from __future__ import annotations
+
+import sys
+
+from ferrovae.bench.results import Row, cases, is_ours
+
+_WIDTH = 150
+
+
+def print_results(rows: list[Row], left_out: list[str], failed: list[str]) -> None:
+    """Print them on stdout."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("operation", "shape", "provider"):
+        table.add_column(title, overflow="fold", no_wrap=title != "shape")
+    for title in ("median", "quartiles", "CPU", "memory", "of roof", "/ ours", "right", "promise"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for group in cases(rows):
+        for row in group:
+            head = (row["operation"], shape(row)) if row is group[0] else ("", "")
+            table.add_row(
+                *map(escape, (*head, row["provider"], *_figures(row))), style="bold" if is_ours(row) else None
+            )
+        table.add_section()
+    console.print(table)
+    for line in summary(rows):
+        console.print(line, markup=False, highlight=False)
+    for text in left_out:
+        console.print(f"left out: {text}", markup=False, highlight=False)
+    for text in failed:
+        console.print(f"FAILED: {text}", markup=False, highlight=False)
+
+
+def shape(row: Row) -> str:
+    """`N=8192 K=1024 D=64 full, binary, bfloat16, 1 thread`: what is not said is forward, float32, 2 threads."""
+    sizes = " ".join(f"{letter}={size}" for letter, size in row["shape"].items())
+    words = [] if row["mode"] == "forward" else [row["mode"]]
+    words += [row["variant"]] if row["variant"] else []
+    words += [] if row["dtype"] == "float32" else [row["dtype"]]
+    if row["threads"] not in (None, 2) and "thread" not in row["variant"]:
+        words.append(f"{row['threads']} thread{'s' * (row['threads'] != 1)}")
+    return f"{sizes} {', '.join(words)}".rstrip()
+
+
+def summary(rows: list[Row]) -> list[str]:
+    """How many promises are kept, and each with its figure."""
+    promised = [row for row in rows if row["met"] is not None]
+    missed = [row for row in promised if not row["met"]]
+    if not promised:
+        return []
+    lines = [f"{len(promised) - len(missed)} of {len(promised)} promises kept"]
+    for row in sorted(promised, key=lambda row: not row["met"]):
+        lines.append(f"{'kept' if row['met'] else 'MISSED'}: {row['operation']} {shape(row)}: {_promise(row)}")
+    return lines
+
+
+def seconds(value: float) -> str:
+    """Three digits with a unit: `12.3 ms`."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value * 1e9:.3g} ns"
+
+
+def size(value: float | None) -> str:
+    """Bytes as `12.3 MiB`; a dash where they are not known."""
+    if value is None:
+        return "-"
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= factor:
+            return f"{value / factor:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def _figures(row: Row) -> list[str]:
+    share = "-" if row["of_roof"] is None else f"{100 * row['of_roof']:.0f} %"
+    return [
+        seconds(row["p50"]),
+        f"{seconds(row['p25'])} .. {seconds(row['p75'])}",
+        seconds(row["cpu"]),
+        size(row["memory"]),
+        share,
+        f"{row['times_ours']:.2f}",
+        "yes" if row["correct"] else "WRONG",
+        "" if row["met"] is None else "kept" if row["met"] else "MISSED",
+    ]
+
+
+def _promise(row: Row) -> str:
+    if not is_ours(row):
+        return f"{row['times_ours']:.2f} x {row['provider']}, promised {row['target']:g} x"
+    words = []
+    if row["memory_limit"] is not None and row["memory"] is not None:
+        words.append(f"{size(row['memory'])}, promised {size(row['memory_limit'])} at most")
+    if row["roof_target"] is not None and row["of_roof"] is not None:
+        words.append(f"{100 * row['of_roof']:.0f} % of the roof, promised {100 * row['roof_target']:.0f} %")
+    return ", ".join(words) + ("" if row["correct"] else ", wrong")

@@ -1,0 +1,121 @@
+"""`ferrovae bench` from the command line: what is chosen, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import toy
+from ferrovae.bench import catalogue, shapes
+from ferrovae.cli import main
+
+
+@pytest.fixture
+def only_the_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.install(monkeypatch)
+
+
+@pytest.mark.usefixtures("only_the_toy")
+def test_measures_writes_and_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "toy.json"
+    command = ["bench", "toy", "--device", "cpu", "--rounds", "3", "--threads", "1", "--shapes", "5,2,4", "tiger"]
+    for _ in range(2):
+        assert main([*command, "--json", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert "N=8192 K=256 D=32" in captured.out
+    assert "[1/2] toy N=5 K=2 D=4" in captured.err
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["shape"]["N"] for row in rows] == [5, 5, 8192, 8192]
+
+
+@pytest.mark.usefixtures("only_the_toy")
+def test_a_wrong_result_is_exit_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    toy.install(monkeypatch, lambda shape, device: iter([toy.case(shape, check=lambda name, result: False)]))
+    assert main(["bench", "--device", "cpu", "--rounds", "3"]) == 1
+    assert "FAILED: toy N=64 K=2 D=8 forward float32: the result is wrong" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("only_the_toy")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("chess", "'chess' is not a benchmark, expected one of toy, loader"),
+        ("toy loader", "'loader' is measured alone and takes options of its own"),
+        ("toy --shapes enigma", "shape 'enigma' is unknown, expected sizes such as 8192,1024,64 or one of vqgan"),
+        ("toy --shapes 4,-5,6", "shape '4,-5,6' is unknown"),
+        ("toy --shapes 4,5", "shape '4,5' has 2 sizes, expected N,K,D for toy"),
+        ("--shapes 4,5", "no operation can have the shapes 4,5"),
+        ("toy --rounds 0", "rounds is 0, expected at least 1"),
+        ("toy --threads -1", "threads is -1, expected at least 0"),
+        ("toy --simd sse9", "simd is 'sse9', expected one of portable, avx2, avx512"),
+        ("toy --device cuda --simd avx2", "simd is for the CPU, but device is 'cuda'"),
+        ("--plot --results no/such/place", "no results in no/such/place: ferrovae bench --json no/such/place"),
+    ],
+)
+def test_refusals(arguments: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *arguments.split()]) == 2
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.usefixtures("only_the_toy")
+@pytest.mark.parametrize("arguments", ["toy --device cuda", "--tune"])
+def test_without_a_gpu(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *arguments.split()]) == 2
+    error = capsys.readouterr().err
+    assert "no GPU" in error
+    assert error.count("\n") == 1
+
+
+def test_help_and_a_typo_do_not_import_torch() -> None:
+    code = (
+        "import sys; from ferrovae.cli import main\n"
+        "try: main(['bench', '--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'triton', 'matplotlib'} & set(sys.modules), 'imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--shapes" in done.stdout
+
+
+def test_operations_are_the_modules_with_shapes_and_cases(tmp_path: Path) -> None:
+    for name in catalogue.operations():
+        module = catalogue.module_of(name)
+        assert all(isinstance(shape, dict) for shape in module.SHAPES)
+        assert callable(module.cases)
+    assert {"results", "show", "case"} & set(catalogue.operations()) == set()
+
+
+def test_models_fit_an_operation_that_has_their_letters() -> None:
+    stages = [{"N": 1, "K": 1, "D": 1, "Q": 1}]
+    assert shapes.for_operation("rvq", stages, ["DAC"]) == [{"N": 4800, "K": 1024, "D": 8, "Q": 9}]
+    assert shapes.for_operation("rvq", stages, []) == stages
+    assert not shapes.fits(stages, "var")
+    assert not shapes.fits([{"N": 1, "D": 1}], "dac")
+    two = [{"N": 1, "D": 2}, {"N": 1, "C": 2, "H": 3}]
+    assert shapes.for_operation("z", two, ["7,8,9", "7,8"]) == [{"N": 7, "C": 8, "H": 9}, {"N": 7, "D": 8}]
+    for name, model in shapes.MODELS.items():
+        assert name == name.lower()
+        assert {"N", "K", "D"} <= set(model)
+
+
+@pytest.mark.slow
+def test_each_instruction_set_has_a_process_of_its_own(tmp_path: Path) -> None:
+    """With every operation there is, at its first shape."""
+    if not catalogue.operations():
+        pytest.skip("no operation has cases")
+    name, path = catalogue.operations()[0], tmp_path / "levels.json"
+    first = ",".join(map(str, catalogue.module_of(name).SHAPES[0].values()))
+    command = [sys.executable, "-m", "ferrovae", "bench", name, "--shapes", first, "--rounds", "1", "--json", str(path)]
+    done = subprocess.run([*command, "--simd", "portable"], env=os.environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {row["simd"] for row in json.loads(path.read_text())["rows"]} == {"portable"}
