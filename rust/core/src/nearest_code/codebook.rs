@@ -7,7 +7,7 @@ use super::{GROUP, Metric};
 const UNIT: f64 = 1.0 / (1 << 24) as f64;
 
 /// Codes, centred and scaled by a power of two, packed in panels; score(x, k) = bias[k] - x.code[k].
-pub(super) struct Prepared {
+pub(crate) struct Prepared {
     /// [panels][D][GROUP * LANES], zeros at padding and at codes with a NaN or an infinity.
     pub panels: Vec<f32>,
     /// [panels][GROUP * LANES]: half the squared norm (Euclidean) or 0; +infinity where the panel is padded.

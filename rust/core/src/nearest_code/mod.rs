@@ -4,11 +4,11 @@
 //! it for nearly every row and knows, by an error bound, for which it did not; those are decided in float64
 //! (`search`). So the answer depends neither on the instruction set nor on the number of threads.
 
-mod codebook;
+pub(crate) mod codebook;
 mod distances;
 mod exact;
 mod scan;
-mod search;
+pub(crate) mod search;
 #[cfg(test)]
 mod tests;
 mod vector;

@@ -12,7 +12,7 @@ const BLOCK: usize = 6 * 1024;
 const CHUNK: usize = 16 * 1024;
 
 /// One head: its codebook as it came [K, D] and prepared.
-pub(super) struct Head<'a> {
+pub(crate) struct Head<'a> {
     pub metric: Metric,
     pub codebook: &'a [f32],
     pub dims: usize,
@@ -27,7 +27,7 @@ impl Head<'_> {
 }
 
 /// The `count` nearest codes of every row of `x` [n, D] into `out` [n, count].
-pub(super) fn search(level: Level, head: &Head, x: &[f32], count: usize, out: &mut [i64]) {
+pub(crate) fn search(level: Level, head: &Head, x: &[f32], count: usize, out: &mut [i64]) {
     let Some(prepared) = &head.prepared else { return search_exactly(head, x, count, out) };
     match level {
         #[cfg(target_arch = "x86_64")]
@@ -56,7 +56,7 @@ unsafe fn search_avx512(head: &Head, prepared: &Prepared, x: &[f32], count: usiz
 }
 
 /// Lanes of the level's vectors.
-pub(super) fn lanes(level: Level) -> usize {
+pub(crate) fn lanes(level: Level) -> usize {
     match level {
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => super::vector::Avx2::LANES,
