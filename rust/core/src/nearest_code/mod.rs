@@ -4,11 +4,11 @@
 //! it for nearly every row and knows, by an error bound, for which it did not; those are decided in float64
 //! (`search`). So the answer depends neither on the instruction set nor on the number of threads.
 
-mod codebook;
+pub(crate) mod codebook;
 mod distances;
 mod exact;
 mod scan;
-mod search;
+pub(crate) mod search;
 #[cfg(test)]
 mod tests;
 mod vector;
@@ -25,8 +25,6 @@ use search::Head;
 use crate::simd::{self, Level};
 use crate::{Error, Result, threads};
 
-/// Vectors of codes in a panel, and so codes in a group.
-const GROUP: usize = 4;
 /// Below this many rows a head is searched in float64 at once: packing the codebook would not pay.
 const FEW_ROWS: usize = 4;
 /// Elements of half-precision rows converted at a time.
@@ -57,6 +55,7 @@ impl Metric {
         }
     }
 
+    #[inline(always)]
     fn is_euclidean(self) -> bool {
         matches!(self, Self::Euclidean | Self::SquaredEuclidean)
     }
