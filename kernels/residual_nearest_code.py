@@ -62,14 +62,14 @@ def residual_nearest_code(
     codebooks: torch.Tensor,
     limits: torch.Tensor | None,
     metric: str,
-    indices: torch.Tensor,
     quantized: torch.Tensor,
     codes: torch.Tensor,
+    indices: torch.Tensor,
     upcast: bool = False,
 ) -> None:
     """Contiguous x [G, N, D] float32, bfloat16 or float16, codebooks [G, Q or 1, K, D] float32, limits int64 [G, N].
 
-    Fills indices int64 [G, N, Q], quantized float32 [G, N, D] and codes [G, N, Q or 0, D]. With `upcast` the products
+    Fills quantized float32 [G, N, D], codes [G, N, Q or 0, D] and indices int64 [G, N, Q]. With `upcast` the products
     are taken of float32 operands with the same values, for Triton's interpreter.
     """
     groups, rows, depth = indices.shape

@@ -46,7 +46,8 @@ def _rust_kernel(of_quantized: Tensor, of_codes: Tensor, indices: Tensor, codes:
 
 
 def _fake(of_quantized: Tensor, of_codes: Tensor, indices: Tensor, codes: int) -> Tensor:
-    return of_quantized.new_empty((indices.shape[0], indices.shape[2], codes, of_quantized.shape[-1]))
+    shape = (indices.shape[0], indices.shape[2], codes, of_quantized.shape[-1])
+    return torch.empty(shape, dtype=of_quantized.dtype, device=indices.device)
 
 
 _DTYPES = frozenset({torch.float32, torch.float64})
@@ -61,13 +62,13 @@ _gradients = Operation(
 
 
 def _save_indices(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    indices = output[0]
+    indices = output[2]
     ctx.mark_non_differentiable(indices)
     ctx.save_for_backward(indices)
     ctx.codes, ctx.backend = inputs[1].shape[2], inputs[-1]
 
 
-def _backward(ctx: Any, _: Any, of_quantized: Tensor, of_codes: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, of_quantized: Tensor, of_codes: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     (indices,) = ctx.saved_tensors
     of_codebooks = None
     if ctx.needs_input_grad[1]:

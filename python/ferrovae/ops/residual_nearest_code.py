@@ -89,7 +89,7 @@ def residual_nearest_code(
     leading, (depth, dims) = x.shape[:-1], (books.shape[1], x.shape[-1])
     rows = (x.double() if double else x).detach().reshape(groups, -1, dims)
     limits = None if stages is None else stages.expand(leading).reshape(groups, -1)
-    indices, quantized, codes = _operation(rows, books, limits, metric, return_stages)
+    quantized, codes, indices = _operation(rows, books, limits, metric, return_stages)
     indices, quantized = indices.reshape(*leading, depth), quantized.reshape(x.shape)
     if return_stages:
         return indices, quantized, codes.reshape(*leading, depth, dims)
@@ -156,8 +156,8 @@ def _stacked(codebooks: Sequence[Tensor]) -> Tensor:
 def _reference(
     x: Tensor, codebooks: Tensor, stages: Tensor | None, metric: str, return_stages: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The meaning: x [G, N, D], codebooks [G, Q, K, D], stages [G, N] -> [G, N, Q], [G, N, D], [G, N, Q or 0, D]."""
-    indices, quantized, codes = _fake(x, codebooks, stages, metric, return_stages)
+    """The meaning: x [G, N, D], codebooks [G, Q, K, D], stages [G, N] -> [G, N, D], [G, N, Q or 0, D], [G, N, Q]."""
+    quantized, codes, indices = _fake(x, codebooks, stages, metric, return_stages)
     residual = x.to(codebooks.dtype)
     quantized.zero_()
     groups = torch.arange(x.shape[0], device=x.device)[:, None]
@@ -172,7 +172,7 @@ def _reference(
         indices[..., stage] = chosen
         if return_stages:
             codes[:, :, stage] = code
-    return indices, quantized, codes
+    return quantized, codes, indices
 
 
 def _distinct(codebooks: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def _distinct(codebooks: Tensor) -> Tensor:
 def _rust_kernel(
     x: Tensor, codebooks: Tensor, stages: Tensor | None, metric: str, return_stages: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    results = indices, quantized, codes = _fake(x, codebooks, stages, metric, return_stages)
+    results = quantized, codes, indices = _fake(x, codebooks, stages, metric, return_stages)
     x, books = x.contiguous(), _distinct(codebooks)
     limits = None if stages is None else stages.contiguous()
     sizes = (*indices.shape, *books.shape[1:])
@@ -219,11 +219,11 @@ def _fake(
     x: Tensor, codebooks: Tensor, stages: Tensor | None, metric: str, return_stages: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     groups, rows, dims = x.shape
-    depth = codebooks.shape[1]
+    depth, dtype, device = codebooks.shape[1], codebooks.dtype, x.device
     return (
-        x.new_empty((groups, rows, depth), dtype=torch.int64),
-        x.new_empty((groups, rows, dims), dtype=codebooks.dtype),
-        x.new_empty((groups, rows, depth if return_stages else 0, dims), dtype=codebooks.dtype),
+        torch.empty((groups, rows, dims), dtype=dtype, device=device),
+        torch.empty((groups, rows, depth if return_stages else 0, dims), dtype=dtype, device=device),
+        torch.empty((groups, rows, depth), dtype=torch.int64, device=device),
     )
 
 
