@@ -121,13 +121,13 @@ def residual_nearest_code(
 
 
 def _columns(dims: int) -> int:
-    return min(64, triton.next_power_of_2(dims))
+    return min(32, triton.next_power_of_2(dims))
 
 
 def aot_configurations() -> list[dict]:
     """What is launched beside the kernels of `nearest_code`: with and without limits and code vectors, by width."""
     found = []
-    for block_d in (64, 8):
+    for block_d in (32, 8):
         for limited, kept in ((True, True), (False, False), (True, False), (False, True)):
             pointers = {"residual": "*fp32", "quantized": "*fp32", "codes": "*fp32" if kept else None}
             pointers |= {
