@@ -8,12 +8,14 @@ mod avx2;
 mod avx512;
 mod exp;
 mod lanes;
+mod peak;
 mod portable;
 
 use std::sync::OnceLock;
 
 pub use exp::exp_negative_abs;
 pub use lanes::{Kernel, Lanes};
+pub use peak::multiply_add_peak;
 
 /// Instruction sets with a kernel of their own, slowest first. All give the same results, to rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,22 +1,25 @@
 //! A codebook prepared for the scan, and how far a float32 score can be from the truth.
 
+use super::Metric;
 use super::exact::length;
-use super::{GROUP, Metric};
+use super::scan::{MOST_ROWS, SPAN};
+use super::vector::Vector;
+use crate::simd::{self, Kernel, Lanes};
 
 /// Half the spacing of floats at 1.
 const UNIT: f64 = 1.0 / (1 << 24) as f64;
 
-/// Codes, centred and scaled by a power of two, packed in panels; score(x, k) = bias[k] - x.code[k].
+/// Codes, centred and scaled by a power of two, packed in groups; score(x, k) = bias[k] - x.code[k].
 pub(crate) struct Prepared {
-    /// [panels][D][GROUP * LANES], zeros at padding and at codes with a NaN or an infinity.
-    pub panels: Vec<f32>,
-    /// [panels][GROUP * LANES]: half the squared norm (Euclidean) or 0; +infinity where the panel is padded.
-    pub bias: Vec<f32>,
+    /// [groups][D][GROUP], zeros at padding and at codes with a NaN or an infinity.
+    pub(super) codes: Vec<f32>,
+    /// [groups][GROUP]: half the squared norm (Euclidean) or 0; +infinity for padding and for those codes.
+    pub(super) bias: Vec<f32>,
     /// Subtracted from a row (Euclidean metrics; zeros otherwise: there it shifts every score of a row alike).
-    centre: Vec<f32>,
+    pub(super) centre: Vec<f32>,
     /// What codes were multiplied by, and what rows will be.
     scale: f32,
-    row_scale: f32,
+    pub(super) row_scale: f32,
     metric: Metric,
     /// Largest norm of a packed code, and of a code as it came.
     largest: f64,
@@ -24,82 +27,63 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// From `codebook` [K, D]; `None` when float32 scores could not be trusted at all: no finite code, an infinity
-    /// that could win, or so many dimensions that rounding has no bound.
-    pub fn new(metric: Metric, codebook: &[f32], dims: usize, lanes: usize) -> Option<Self> {
-        let size = codebook.len() / dims;
-        let width = GROUP * lanes;
-        let panels = size.div_ceil(width);
-        let usable: Vec<bool> = codebook.chunks_exact(dims).map(|code| code.iter().all(|v| v.is_finite())).collect();
-        let infinite = metric == Metric::Dot && codebook.iter().any(|v| v.is_infinite());
-        if infinite || dims > 1 << 20 || u32::try_from(panels).is_err() || !usable.contains(&true) {
-            return None;
-        }
-        let divisor = |code: &[f32]| match metric {
-            Metric::Cosine => Some(length(code)).filter(|&norm| norm > 0.0).unwrap_or(1.0),
-            _ => 1.0,
-        };
-        let codes = || codebook.chunks_exact(dims).enumerate().filter(|&(k, _)| usable[k]);
-
-        let mut mean = vec![0.0; dims];
-        for (_, code) in codes() {
-            let divisor = divisor(code);
-            mean.iter_mut().zip(code).for_each(|(sum, &value)| *sum += f64::from(value) / divisor);
-        }
-        let count = codes().count() as f64;
-        // Rounded to float32: what rows subtract must be what codes subtracted.
-        let centre: Vec<f32> = mean.iter().map(|sum| (sum / count) as f32).collect();
-
-        let centred = |code: &[f32], d: usize, divisor: f64| f64::from(code[d]) / divisor - f64::from(centre[d]);
-        let peak = codes().fold(0.0_f64, |peak, (_, code)| {
-            let divisor = divisor(code);
-            (0..dims).fold(peak, |peak, d| peak.max(centred(code, d, divisor).abs()))
-        });
-        // Brings the largest element to [1, 2) (or near), so that nothing of weight underflows.
-        let exponent = if peak > 0.0 { peak.log2().floor().clamp(-126.0, 126.0) as i32 } else { 0 };
-        let scale = 2.0_f32.powi(-exponent);
-
-        let mut prepared = Self {
-            panels: vec![0.0; panels * dims * width],
-            bias: vec![f32::INFINITY; panels * width],
-            centre: vec![],
-            scale,
-            row_scale: if metric.is_euclidean() { scale } else { 1.0 },
-            metric,
-            largest: 0.0,
-            largest_uncentred: 0.0,
-        };
-        for (k, code) in codes() {
-            let (panel, column) = (k / width, k % width);
-            let divisor = divisor(code);
-            let mut square = 0.0;
-            for d in 0..dims {
-                let value = centred(code, d, divisor) * f64::from(scale);
-                square += value * value;
-                prepared.panels[(panel * dims + d) * width + column] = value as f32;
-            }
-            prepared.bias[k] = if metric.is_euclidean() { (square / 2.0) as f32 } else { 0.0 };
-            prepared.largest = prepared.largest.max(square.sqrt());
-            prepared.largest_uncentred = prepared.largest_uncentred.max(length(code) / divisor);
-        }
-        prepared.centre = if metric.is_euclidean() { centre } else { vec![0.0; dims] };
-        Some(prepared)
+    /// From `codebook` [K, D], in groups of `group` codes; `None` when float32 scores could not be trusted at all: no
+    /// finite code, an infinity that could win, or so many dimensions that rounding has no bound.
+    pub fn new(metric: Metric, codebook: &[f32], dims: usize, group: usize) -> Option<Self> {
+        simd::run(simd::level(), Packing { metric, codebook, dims, group })
     }
 
-    /// Writes the row as the scan wants it, and returns how far its scores may be from the truth; `None` when they
-    /// could overflow or the row is not finite.
-    pub fn prepare(&self, row: &[f32], out: &mut [f32]) -> Option<f64> {
-        let mut square = 0.0;
-        for ((out, &value), &centre) in out.iter_mut().zip(row).zip(&self.centre) {
-            *out = (value - centre) * self.row_scale;
-            square += f64::from(*out) * f64::from(*out);
+    /// Writes rows [n, D], at most a tile of them, as the scan wants them: centred and scaled, [D, SPAN * LANES].
+    /// Returns how far each one's scores may be from the truth, infinity when they could overflow or the row is not
+    /// finite.
+    ///
+    /// # Safety
+    /// As [`Vector`].
+    #[inline(always)]
+    pub(super) unsafe fn pack<T: Vector>(&self, x: &[f32], tile: &mut [f32]) -> [f64; MOST_ROWS] {
+        let (dims, width) = (self.centre.len(), SPAN * T::LANES);
+        let tile = &mut tile[..dims * width];
+        if x.len() < tile.len() {
+            tile.fill(0.0);
         }
-        self.error(square.sqrt(), row.len() as f64)
+        for (row, x) in x.chunks_exact(dims).enumerate() {
+            for ((slots, &value), &centre) in tile.chunks_exact_mut(width).zip(x).zip(&self.centre) {
+                slots[row] = (value - centre) * self.row_scale;
+            }
+        }
+        let mut squares = [0.0_f32; MOST_ROWS];
+        // SAFETY: the caller's promise; `tile` has rows of SPAN vectors and `squares` room for them.
+        unsafe {
+            let mut sums = [T::splat(0.0); SPAN];
+            for row in tile.chunks_exact(width) {
+                for (v, sum) in sums.iter_mut().enumerate() {
+                    let value = T::load(row.as_ptr().add(v * T::LANES));
+                    *sum = sum.minus_product(value, value);
+                }
+            }
+            for (v, sum) in sums.iter().enumerate() {
+                sum.store(squares.as_mut_ptr().add(v * T::LANES));
+            }
+        }
+        // Above the truth in spite of rounding.
+        let inflation = 1.0 + 4.0 * (dims as f64 + 2.0) * UNIT;
+        let mut errors = [0.0; MOST_ROWS];
+        for (row, (error, square)) in errors.iter_mut().zip(squares).enumerate() {
+            let mut square = -f64::from(square) * inflation;
+            if square < 1e-25 {
+                // Squares may have underflowed.
+                let column = tile.iter().skip(row).step_by(width);
+                square = column.fold(0.0, |sum, &value| sum + f64::from(value) * f64::from(value));
+            }
+            *error = self.error(square.sqrt(), dims as f64);
+        }
+        errors
     }
 
     /// Of a score: rounding of D fused or unfused products and sums (gamma_n, n = D + 1), of the two centred vectors
     /// and of the bias; then of the float64 evaluation that defines the answer; then of underflow.
-    fn error(&self, norm: f64, dims: f64) -> Option<f64> {
+    #[inline(always)]
+    fn error(&self, norm: f64, dims: f64) -> f64 {
         let rounding = (dims + 6.0) * UNIT;
         let gamma = 1.01 * rounding / (1.0 - rounding);
         let evaluation = (dims + 6.0) * 4.0 * f64::EPSILON;
@@ -111,7 +95,7 @@ impl Prepared {
         };
         let underflow = 4.0 * (dims + 2.0) * f64::from(f32::MIN_POSITIVE) * (1.0 + norm);
         // Also false for NaN.
-        (magnitude < 1e37).then_some(gamma * magnitude + evaluation * evaluated + underflow)
+        if magnitude < 1e37 { gamma * magnitude + evaluation * evaluated + underflow } else { f64::INFINITY }
     }
 
     /// The scores of [`super::exact`] in the scale of the packed ones, apart from what all codes have in common.
@@ -122,4 +106,90 @@ impl Prepared {
         let codes = codebook.chunks_exact(row.len());
         codes.map(|code| super::exact::scores(self.metric, row, [code])[0] * factor).collect()
     }
+}
+
+/// [`Prepared::new`], compiled for the level's instruction set; the values are the same at every level.
+struct Packing<'a> {
+    metric: Metric,
+    codebook: &'a [f32],
+    dims: usize,
+    group: usize,
+}
+
+impl Kernel for Packing<'_> {
+    type Output = Option<Prepared>;
+
+    #[inline(always)]
+    fn run<V: Lanes>(self) -> Option<Prepared> {
+        let Self { metric, codebook, dims, group } = self;
+        let size = codebook.len() / dims;
+        let groups = size.div_ceil(group);
+        let infinite = metric == Metric::Dot && codebook.iter().any(|v| v.is_infinite());
+        if infinite || dims > 1 << 20 || u32::try_from(groups).is_err() {
+            return None;
+        }
+        // By what a code is divided; 0 where it has a NaN or an infinity.
+        let mut divisors = vec![1.0; size];
+        for (divisor, code) in divisors.iter_mut().zip(codebook.chunks_exact(dims)) {
+            if !code.iter().fold(true, |finite, value| finite & value.is_finite()) {
+                *divisor = 0.0;
+            } else if metric == Metric::Cosine {
+                *divisor = Some(length(code)).filter(|&norm| norm > 0.0).unwrap_or(1.0);
+            }
+        }
+        let count = divisors.iter().filter(|&&divisor| divisor > 0.0).count();
+        if count == 0 {
+            return None;
+        }
+        let mut mean = vec![0.0; dims];
+        for (code, &divisor) in codebook.chunks_exact(dims).zip(&divisors).filter(|(_, divisor)| **divisor > 0.0) {
+            let factor = 1.0 / divisor;
+            mean.iter_mut().zip(code).for_each(|(sum, &value)| *sum += f64::from(value) * factor);
+        }
+        // Rounded to float32: what rows subtract must be what codes subtracted.
+        let centre: Vec<f32> = mean.iter().map(|sum| (sum / count as f64) as f32).collect();
+        let mut peak = 0.0_f64;
+        for (code, &divisor) in codebook.chunks_exact(dims).zip(&divisors).filter(|(_, divisor)| **divisor > 0.0) {
+            for (&value, &centre) in code.iter().zip(&centre) {
+                let distance = (centred(value, divisor, metric) - f64::from(centre)).abs();
+                peak = if distance > peak { distance } else { peak };
+            }
+        }
+        // Brings the largest element to [1, 2) (or near), so that nothing of weight underflows.
+        let exponent = if peak > 0.0 { peak.log2().floor().clamp(-126.0, 126.0) as i32 } else { 0 };
+        let scale = 2.0_f32.powi(-exponent);
+
+        let mut codes = vec![0.0; groups * dims * group];
+        let mut bias = vec![f32::INFINITY; groups * group];
+        let (mut largest, mut largest_uncentred) = (0.0_f64, 0.0_f64);
+        for (k, (code, &divisor)) in codebook.chunks_exact(dims).zip(&divisors).enumerate() {
+            if divisor == 0.0 {
+                continue;
+            }
+            let packed = &mut codes[k / group * dims * group + k % group..];
+            let (mut square, mut uncentred) = ([0.0; 4], [0.0; 4]);
+            for (d, ((&value, &centre), slot)) in
+                code.iter().zip(&centre).zip(packed.iter_mut().step_by(group)).enumerate()
+            {
+                let value = centred(value, divisor, metric);
+                let moved = (value - f64::from(centre)) * f64::from(scale);
+                *slot = moved as f32;
+                square[d % 4] += moved * moved;
+                uncentred[d % 4] += value * value;
+            }
+            let square: f64 = square.iter().sum();
+            bias[k] = if metric.is_euclidean() { (square / 2.0) as f32 } else { 0.0 };
+            largest = largest.max(square.sqrt());
+            largest_uncentred = largest_uncentred.max(uncentred.iter().sum::<f64>().sqrt());
+        }
+        let (centre, row_scale) = if metric.is_euclidean() { (centre, scale) } else { (vec![0.0; dims], 1.0) };
+        Some(Prepared { codes, bias, centre, scale, row_scale, metric, largest, largest_uncentred })
+    }
+}
+
+/// A code's value before the centre is taken away.
+#[inline(always)]
+fn centred(value: f32, divisor: f64, metric: Metric) -> f64 {
+    let value = f64::from(value);
+    if metric == Metric::Cosine { value / divisor } else { value }
 }

@@ -25,8 +25,6 @@ use search::Head;
 use crate::simd::{self, Level};
 use crate::{Error, Result, threads};
 
-/// Vectors of codes in a panel, and so codes in a group.
-const GROUP: usize = 4;
 /// Below this many rows a head is searched in float64 at once: packing the codebook would not pay.
 const FEW_ROWS: usize = 4;
 /// Elements of half-precision rows converted at a time.

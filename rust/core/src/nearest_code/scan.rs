@@ -1,138 +1,171 @@
-//! The fast pass: float32 scores of a few rows against panels of codes, in registers, and two ways to consume them.
+//! The fast pass: float32 scores of a tile of rows against groups of codes, in registers. Lanes are rows: a code's
+//! value is broadcast, so that everything kept of a row stays in its lane and nothing is reduced across lanes.
 
-use super::GROUP;
+use std::ops::Range;
+
 use super::vector::Vector;
 
-/// What becomes of the scores of one row against one panel.
-pub(super) trait Sink<T: Vector> {
+/// Vectors of rows in a tile.
+pub(super) const SPAN: usize = 2;
+/// No tile has more rows.
+pub(super) const MOST_ROWS: usize = SPAN * 16;
+
+/// What becomes of the scores of a tile against one group of codes.
+pub(super) trait Sink<T: Vector, const CODES: usize> {
     /// # Safety
-    /// As [`Vector`]; `row` and `panel` are in the range the sink was made for.
-    unsafe fn take(&mut self, row: usize, panel: usize, scores: &[T; GROUP]);
+    /// As [`Vector`].
+    unsafe fn take(&mut self, group: usize, scores: &[[T; SPAN]; CODES]);
 }
 
-/// Scores of `ROWS` consecutive rows (from `x`, D apart) against `panels`, each handed to the sink.
+/// Scores of one tile of rows, bias[k] - x.code[k], against `groups` of codes, each handed to the sink.
 ///
 /// # Safety
-/// As [`Vector`]; `x` holds ROWS * D floats, `codes` the panels [.., D, GROUP * LANES] and `bias` their biases.
+/// As [`Vector`]; `x` is a tile [D, SPAN * LANES], `codes` the groups [.., D, CODES] and `bias` their biases.
 #[inline(always)]
-pub(super) unsafe fn scan<T: Vector, const ROWS: usize>(
+pub(super) unsafe fn scan<T: Vector, const CODES: usize>(
     x: *const f32,
     dims: usize,
     codes: *const f32,
     bias: *const f32,
-    panels: std::ops::Range<usize>,
-    sink: &mut impl Sink<T>,
+    groups: Range<usize>,
+    sink: &mut impl Sink<T, CODES>,
 ) {
-    let width = GROUP * T::LANES;
-    for panel in panels {
-        // SAFETY: the pointers stay inside what the caller promised: panel, d, row and v are below their bounds.
+    let mut group = groups.start;
+    while group < groups.end {
+        // SAFETY: the pointers stay inside what the caller promised: group, d and c are below their bounds.
         unsafe {
-            let bias = bias.add(panel * width);
-            let mut code = codes.add(panel * dims * width);
-            // Vector by vector of codes, so that sums, factors and one code fit the registers.
-            let mut scores = [
-                [T::load(bias); ROWS],
-                [T::load(bias.add(T::LANES)); ROWS],
-                [T::load(bias.add(2 * T::LANES)); ROWS],
-                [T::load(bias.add(3 * T::LANES)); ROWS],
-            ];
-            for d in 0..dims {
-                let mut factors = [T::splat(0.0); ROWS];
-                for (row, factor) in factors.iter_mut().enumerate() {
-                    *factor = T::splat(*x.add(row * dims + d));
-                }
-                for (v, scores) in scores.iter_mut().enumerate() {
-                    let value = T::load(code.add(v * T::LANES));
-                    for (score, factor) in scores.iter_mut().zip(factors) {
-                        *score = score.minus_product(factor, value);
-                    }
-                }
-                code = code.add(width);
+            let bias = bias.add(group * CODES);
+            let mut scores = [[T::splat(0.0); SPAN]; CODES];
+            let mut c = 0;
+            while c < CODES {
+                scores[c] = [T::splat(*bias.add(c)); SPAN];
+                c += 1;
             }
-            #[allow(clippy::needless_range_loop)] // it walks the inner axis of four arrays
-            for row in 0..ROWS {
-                sink.take(row, panel, &[scores[0][row], scores[1][row], scores[2][row], scores[3][row]]);
+            let (mut row, mut code) = (x, codes.add(group * dims * CODES));
+            let mut d = 0;
+            while d < dims {
+                let (left, right) = (T::load(row), T::load(row.add(T::LANES)));
+                let mut c = 0;
+                while c < CODES {
+                    let value = T::splat(*code.add(c));
+                    scores[c][0] = scores[c][0].minus_product(left, value);
+                    scores[c][1] = scores[c][1].minus_product(right, value);
+                    c += 1;
+                }
+                row = row.add(SPAN * T::LANES);
+                code = code.add(CODES);
+                d += 1;
             }
+            sink.take(group, &scores);
         }
+        group += 1;
     }
 }
 
-/// Tracks, lane by lane, the smallest and second-smallest of the groups' minima, and the panel of the smallest. A
-/// group is the `GROUP` codes of a panel that share a lane; which of them won is left to float64.
-#[derive(Clone, Copy)]
-pub(super) struct Smallest<T, const ROWS: usize> {
-    best: [T; ROWS],
-    second: [T; ROWS],
-    panel: [T; ROWS],
+/// The smallest score of a group, in every lane.
+///
+/// # Safety
+/// As [`Vector`].
+#[inline(always)]
+unsafe fn smallest<T: Vector, const CODES: usize>(scores: &[[T; SPAN]; CODES], v: usize) -> T {
+    let mut least = scores[0][v];
+    let mut c = 1;
+    // SAFETY: the caller's promise. In pairs, which shortens the chain of dependent minima.
+    unsafe {
+        while c + 1 < CODES {
+            least = least.min(scores[c][v].min(scores[c + 1][v]));
+            c += 2;
+        }
+        if c < CODES {
+            least = least.min(scores[c][v]);
+        }
+    }
+    least
 }
 
-impl<T: Vector, const ROWS: usize> Smallest<T, ROWS> {
+/// Tracks, lane by lane, the smallest and second-smallest of the groups' minima, and the group of the smallest.
+/// Which of its codes won is left to [`super::search`].
+#[derive(Clone, Copy)]
+pub(super) struct Smallest<T> {
+    best: [T; SPAN],
+    second: [T; SPAN],
+    group: [T; SPAN],
+}
+
+impl<T: Vector> Smallest<T> {
     /// # Safety
     /// As [`Vector`].
     #[inline(always)]
     pub unsafe fn new() -> Self {
         // SAFETY: the caller's promise.
         let infinite = unsafe { T::splat(f32::INFINITY) };
-        Self { best: [infinite; ROWS], second: [infinite; ROWS], panel: [infinite; ROWS] }
+        Self { best: [infinite; SPAN], second: [infinite; SPAN], group: [infinite; SPAN] }
     }
 
-    /// The row's smallest and second-smallest group minimum, and the first code of the smallest's group (the others
-    /// follow at steps of LANES).
+    /// Of every row of the tile the smallest and second-smallest group minimum, and the smallest's group.
     ///
     /// # Safety
     /// As [`Vector`].
     #[inline(always)]
-    pub unsafe fn winner(&self, row: usize) -> (f32, f32, usize) {
-        let (mut best, mut second, mut panel) = ([0.0; 16], [0.0; 16], [0.0; 16]);
-        // SAFETY: the caller's promise; no register has more than 16 lanes.
-        unsafe {
-            self.best[row].store(best.as_mut_ptr());
-            self.second[row].store(second.as_mut_ptr());
-            self.panel[row].store(panel.as_mut_ptr());
-        }
-        let mut lane = 0;
-        let mut others = f32::INFINITY;
-        for other in 1..T::LANES {
-            if best[other] < best[lane] {
-                others = others.min(best[lane]);
-                lane = other;
-            } else {
-                others = others.min(best[other]);
+    pub unsafe fn winners(&self) -> [[f32; MOST_ROWS]; 3] {
+        let mut out = [[0.0; MOST_ROWS]; 3];
+        for (values, out) in [self.best, self.second, self.group].iter().zip(&mut out) {
+            for (v, value) in values.iter().enumerate() {
+                // SAFETY: the caller's promise; SPAN vectors of at most 16 lanes fit.
+                unsafe { value.store(out.as_mut_ptr().add(v * T::LANES)) };
             }
         }
-        let first = panel[lane].to_bits() as usize * GROUP * T::LANES + lane;
-        (best[lane], others.min(second[lane]), first)
+        out
     }
 }
 
-impl<T: Vector, const ROWS: usize> Sink<T> for Smallest<T, ROWS> {
+impl<T: Vector, const CODES: usize> Sink<T, CODES> for Smallest<T> {
     #[inline(always)]
-    unsafe fn take(&mut self, row: usize, panel: usize, scores: &[T; GROUP]) {
-        // SAFETY: the caller's promise. The panel number travels as bits: vectors only move it.
-        unsafe {
-            let smallest = scores[0].min(scores[1]).min(scores[2].min(scores[3]));
-            let number = T::splat(f32::from_bits(panel as u32));
-            self.panel[row] = T::select_less(smallest, self.best[row], number, self.panel[row]);
-            self.second[row] = self.second[row].min(self.best[row].max(smallest));
-            self.best[row] = self.best[row].min(smallest);
+    unsafe fn take(&mut self, group: usize, scores: &[[T; SPAN]; CODES]) {
+        let mut v = 0;
+        while v < SPAN {
+            // SAFETY: the caller's promise. The group's number travels as bits: vectors only move it.
+            unsafe {
+                let least = smallest(scores, v);
+                let number = T::splat(f32::from_bits(group as u32));
+                self.group[v] = T::select_less(least, self.best[v], number, self.group[v]);
+                self.second[v] = self.second[v].min(self.best[v].max(least));
+                self.best[v] = self.best[v].min(least);
+            }
+            v += 1;
         }
     }
 }
 
-/// Keeps every score: [ROWS, panels * GROUP * LANES].
-pub(super) struct Everything<'a> {
-    pub scores: &'a mut [f32],
-    pub stride: usize,
+/// Hands on the groups with a score that is not above its row's limit: `take(lane, group, scores, limit)` returns
+/// the row's new limit.
+pub(super) struct Within<F> {
+    pub limits: [f32; MOST_ROWS],
+    pub take: F,
 }
 
-impl<T: Vector> Sink<T> for Everything<'_> {
+impl<T: Vector, const CODES: usize, F: FnMut(usize, usize, [f32; CODES], f32) -> f32> Sink<T, CODES> for Within<F> {
     #[inline(always)]
-    unsafe fn take(&mut self, row: usize, panel: usize, scores: &[T; GROUP]) {
-        let start = row * self.stride + panel * GROUP * T::LANES;
-        let out = &mut self.scores[start..start + GROUP * T::LANES];
-        for (v, score) in scores.iter().enumerate() {
-            // SAFETY: the caller's promise; `out` has room for GROUP vectors.
-            unsafe { score.store(out.as_mut_ptr().add(v * T::LANES)) };
+    unsafe fn take(&mut self, group: usize, scores: &[[T; SPAN]; CODES]) {
+        for v in 0..SPAN {
+            // SAFETY: the caller's promise; limits and buffer hold the tile's lanes.
+            unsafe {
+                let mut lanes = smallest(scores, v).at_most(T::load(self.limits.as_ptr().add(v * T::LANES)));
+                if lanes == 0 {
+                    continue;
+                }
+                let mut stored = [[0.0; 16]; CODES];
+                for (stored, scores) in stored.iter_mut().zip(scores) {
+                    scores[v].store(stored.as_mut_ptr());
+                }
+                while lanes != 0 {
+                    let lane = lanes.trailing_zeros() as usize;
+                    lanes &= lanes - 1;
+                    let row = v * T::LANES + lane;
+                    let scores = stored.map(|scores| scores[lane]);
+                    self.limits[row] = (self.take)(row, group, scores, self.limits[row]);
+                }
+            }
         }
     }
 }

@@ -1,6 +1,8 @@
 use half::bf16;
 use proptest::prelude::*;
 
+use super::scan::SPAN;
+use super::vector::{Portable, Vector};
 use super::*;
 
 const METRICS: [Metric; 4] = [Metric::Euclidean, Metric::SquaredEuclidean, Metric::Cosine, Metric::Dot];
@@ -173,14 +175,19 @@ proptest! {
         let codebook = noise(64 * dims, seed, spread, offset);
         let x = noise(8 * dims, seed + 1, 1.0, offset);
         for metric in METRICS {
-            let prepared = Prepared::new(metric, &codebook, dims, 16).unwrap();
+            let prepared = Prepared::new(metric, &codebook, dims, 4).unwrap();
             for x in x.chunks(dims) {
-                let mut row = vec![0.0; dims];
-                let error = prepared.prepare(x, &mut row).unwrap();
+                let mut tile = vec![f32::NAN; dims * SPAN * Portable::LANES];
+                // SAFETY: portable vectors need no instruction set.
+                let error = unsafe { prepared.pack::<Portable>(x, &mut tile) }[0];
+                prop_assert!(error.is_finite());
                 // Differences between codes, in which the parts common to all codes cancel.
                 let scale = prepared.truth(x, &codebook);
                 for k in 1..64 {
-                    let fast = |k: usize| (0..dims).fold(prepared.bias[k], |sum, d| sum - row[d] * prepared.panels[d * 64 + k]);
+                    let fast = |k: usize| {
+                        let code = |d| prepared.codes[(k / 4 * dims + d) * 4 + k % 4];
+                        (0..dims).fold(prepared.bias[k], |sum, d| sum - tile[d * SPAN * Portable::LANES] * code(d))
+                    };
                     let difference = f64::from(fast(k)) - f64::from(fast(0));
                     prop_assert!((difference - (scale[k] - scale[0])).abs() <= 2.0 * error);
                 }

@@ -16,6 +16,8 @@ pub(super) trait Vector: Copy {
     unsafe fn max(self, other: Self) -> Self;
     /// Lane by lane `if a < b { yes } else { no }`; only moves bits of `yes` and `no`.
     unsafe fn select_less(a: Self, b: Self, yes: Self, no: Self) -> Self;
+    /// Bit l: lane l is `<=` that of `other`.
+    unsafe fn at_most(self, other: Self) -> u32;
 }
 
 /// Plain Rust, which the compiler vectorises with the target's baseline.
@@ -68,22 +70,28 @@ impl Vector for Portable {
     unsafe fn select_less(a: Self, b: Self, yes: Self, no: Self) -> Self {
         Self(std::array::from_fn(|lane| if a.0[lane] < b.0[lane] { yes.0[lane] } else { no.0[lane] }))
     }
+
+    #[inline(always)]
+    unsafe fn at_most(self, other: Self) -> u32 {
+        self.0.iter().zip(other.0).enumerate().fold(0, |bits, (lane, (a, b))| bits | (u32::from(*a <= b) << lane))
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Vector;
     use std::arch::x86_64::{
-        __m256, __m512, _CMP_LT_OQ, _mm256_blendv_ps, _mm256_cmp_ps, _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_max_ps,
-        _mm256_min_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_cmp_ps_mask, _mm512_fnmadd_ps, _mm512_loadu_ps,
-        _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_set1_ps, _mm512_storeu_ps,
+        __m256, __m512, _CMP_LE_OQ, _CMP_LT_OQ, _mm256_blendv_ps, _mm256_cmp_ps, _mm256_fnmadd_ps, _mm256_loadu_ps,
+        _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_cmp_ps_mask,
+        _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_set1_ps,
+        _mm512_storeu_ps,
     };
 
-    /// AVX2 and FMA: 16 registers, 12 of them the tile of 3 rows x 4 vectors.
+    /// AVX2 and FMA: 16 registers, 8 of them the scores of 2 vectors of rows x 4 codes.
     #[derive(Clone, Copy)]
     pub(in super::super) struct Avx2(__m256);
 
-    /// AVX-512 F: 32 registers, 24 of them the tile of 6 rows x 4 vectors.
+    /// AVX-512 F: 32 registers, 16 of them the scores of 2 vectors of rows x 8 codes, 6 what is kept of the rows.
     #[derive(Clone, Copy)]
     pub(in super::super) struct Avx512(__m512);
 
@@ -126,6 +134,11 @@ mod x86 {
         unsafe fn select_less(a: Self, b: Self, yes: Self, no: Self) -> Self {
             Self(unsafe { _mm256_blendv_ps(no.0, yes.0, _mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0)) })
         }
+
+        #[inline(always)]
+        unsafe fn at_most(self, other: Self) -> u32 {
+            unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LE_OQ>(self.0, other.0)) as u32 }
+        }
     }
 
     #[allow(clippy::undocumented_unsafe_blocks)]
@@ -165,6 +178,11 @@ mod x86 {
         #[inline(always)]
         unsafe fn select_less(a: Self, b: Self, yes: Self, no: Self) -> Self {
             Self(unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a.0, b.0), no.0, yes.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn at_most(self, other: Self) -> u32 {
+            unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(self.0, other.0)) }
         }
     }
 }
