@@ -16,8 +16,9 @@ from ferrovae.ops import _checks, _rust, _triton
 from ferrovae.ops._registry import Kernel, Operation
 from ferrovae.ops._residual_nearest_code_gradients import register_gradients
 from ferrovae.ops._residual_nearest_code_vmap import register_vmap
-from ferrovae.ops.nearest_code import METRICS, Metric
+from ferrovae.ops.nearest_code import Metric
 from ferrovae.ops.nearest_code import _reference as _nearest
+from ferrovae.ops.nearest_code_distances import METRICS
 
 _NAME = "residual_nearest_code"
 Codebooks = Tensor | Sequence[Tensor]
@@ -100,14 +101,11 @@ def _checked(x: Tensor, codebooks: Codebooks, metric: str, stages: Tensor | None
     """The codebooks as one tensor: [Q, K, D] or [G, Q, K, D]."""
     _checks.floating(_NAME, "x", x)
     _checks.choice(_NAME, "metric", metric, METRICS)
-    listed = isinstance(codebooks, list | tuple)
-    for name, book in _named(codebooks) if listed else [("codebooks", codebooks)]:
-        _checks.floating(_NAME, name, book)
-        _checks.same_device(_NAME, name, book, "x", x)
-        if listed and (book.ndim != 2 or book.shape[0] == 0 or (x.ndim and book.shape[1] != x.shape[-1])):
-            due = x.shape[-1] if x.ndim else "D"
-            raise ValueError(f"{_NAME}: {name} is {_checks.shape(book)}, expected (K, {due}) with K >= 1 to match x")
-    books = _stacked(codebooks) if listed else codebooks
+    if isinstance(codebooks, list | tuple):
+        books = _stacked(x, codebooks)
+    else:
+        books = _checks.floating(_NAME, "codebooks", codebooks)
+        _checks.same_device(_NAME, "codebooks", books, "x", x)
     if books.ndim not in (3, 4):
         raise ValueError(
             f"{_NAME}: codebooks is {_checks.shape(books)}, expected (Q, K, D), (G, Q, K, D) with groups, or a list"
@@ -140,14 +138,17 @@ def _check_stages(x: Tensor, stages: Tensor) -> None:
         )
 
 
-def _named(codebooks: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
+def _stacked(x: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
+    """[Q, K, D] of Q tensors [K_q, D]: the smaller ones end in codes of NaN, which are infinitely far."""
     if len(codebooks) == 0:
         raise ValueError(f"{_NAME}: codebooks is an empty list, expected at least one codebook")
-    return [(f"codebooks[{q}]", book) for q, book in enumerate(codebooks)]
-
-
-def _stacked(codebooks: Sequence[Tensor]) -> Tensor:
-    """[Q, K, D] of Q tensors [K_q, D]: the smaller ones end in codes of NaN, which are infinitely far."""
+    due = x.shape[-1] if x.ndim else "D"
+    for q, book in enumerate(codebooks):
+        name = f"codebooks[{q}]"
+        _checks.floating(_NAME, name, book)
+        _checks.same_device(_NAME, name, book, "x", x)
+        if book.ndim != 2 or book.shape[0] == 0 or book.shape[1] != due:
+            raise ValueError(f"{_NAME}: {name} is {_checks.shape(book)}, expected (K, {due}) with K >= 1 to match x")
     wide = torch.float64 if any(book.dtype == torch.float64 for book in codebooks) else torch.float32
     size = max(book.shape[0] for book in codebooks)
     return torch.stack([pad(book.to(wide), (0, 0, 0, size - book.shape[0]), value=torch.nan) for book in codebooks])
