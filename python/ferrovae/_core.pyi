@@ -63,6 +63,30 @@ def nearest_code_distances(
     threads: int,
 ) -> None: ...
 
+# --- residual_nearest_code ------------------------------------------------------------------------------------------
+
+def residual_nearest_code(
+    dtype: str,
+    x: Span,
+    codebooks: Span,
+    limits: Span | None,
+    sizes: tuple[int, int, int, int, int, int],
+    metric: str,
+    indices: Span,
+    quantized: Span,
+    codes: Span,
+    threads: int,
+) -> None: ...
+def residual_nearest_code_backward(
+    dtype: str,
+    of_quantized: Span,
+    of_codes: Span,
+    indices: Span,
+    sizes: tuple[int, int, int, int, int, int],
+    out: Span,
+    threads: int,
+) -> None: ...
+
 # --- bernoulli_log_prob --------------------------------------------------------------------------------------------
 Typed = tuple[int, int, str]
 

@@ -4,6 +4,7 @@ from ferrovae.ops._backend import BackendWarning, use_backend
 from ferrovae.ops.bernoulli_log_prob import bernoulli_log_prob
 from ferrovae.ops.nearest_code import nearest_code
 from ferrovae.ops.reparameterize_kl import reparameterize_kl, reparameterize_kl_from_moments
+from ferrovae.ops.residual_nearest_code import residual_nearest_code
 
 __all__ = [
     "BackendWarning",
@@ -11,5 +12,6 @@ __all__ = [
     "nearest_code",
     "reparameterize_kl",
     "reparameterize_kl_from_moments",
+    "residual_nearest_code",
     "use_backend",
 ]

@@ -9,6 +9,7 @@ pub mod evidence;
 pub mod nearest_code;
 pub mod philox;
 pub mod reparameterize_kl;
+pub mod residual_nearest_code;
 pub mod simd;
 pub mod threads;
 pub mod values;

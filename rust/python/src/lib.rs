@@ -10,6 +10,7 @@ mod evidence;
 mod memory;
 mod nearest_code;
 mod reparameterize_kl;
+mod residual_nearest_code;
 
 use pyo3::prelude::*;
 
@@ -34,6 +35,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     bernoulli_log_prob::register(module)?;
     nearest_code::register(module)?;
     reparameterize_kl::register(module)?;
+    residual_nearest_code::register(module)?;
     evidence::register(module)?;
     data::register(module)
 }
