@@ -4,12 +4,15 @@
 #![allow(clippy::unnecessary_wraps)]
 
 mod bernoulli_log_prob;
+mod code_sums;
 mod data;
 mod errors;
 mod evidence;
 mod memory;
 mod nearest_code;
 mod reparameterize_kl;
+mod sign_code_entropy;
+mod sign_code_mean;
 
 use pyo3::prelude::*;
 
@@ -25,8 +28,11 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DataError", module.py().get_type::<errors::DataError>())?;
     module.add_function(wrap_pyfunction!(simd_level, module)?)?;
     bernoulli_log_prob::register(module)?;
+    code_sums::register(module)?;
     nearest_code::register(module)?;
     reparameterize_kl::register(module)?;
+    sign_code_entropy::register(module)?;
+    sign_code_mean::register(module)?;
     evidence::register(module)?;
     data::register(module)
 }
