@@ -230,8 +230,7 @@ def aot_configurations() -> list[dict]:
             ("survey_kernel", data | codes | {"indices": "*i64", "rows": "i32", "codes": "i32"}),
             (
                 "finish_kernel",
-                codes
-                | {"sums": "*i64", "weight_sums": extra, "out_sums": f"*{result}", "out_counts": f"*{result}"},
+                codes | {"sums": "*i64", "weight_sums": extra, "out_sums": f"*{result}", "out_counts": f"*{result}"},
             ),
         ):
             found.append(

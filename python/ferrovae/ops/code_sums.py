@@ -55,9 +55,7 @@ def code_sums(
     rows = math.prod(indices.shape[1:] if heads else indices.shape)
     if weights is not None:
         weights = (weights if weights.is_floating_point() else weights.to(torch.float32)).reshape(groups, rows)
-    sums, counts = _operation(
-        x.reshape(groups, rows, x.shape[-1]), indices.reshape(groups, rows), weights, num_codes
-    )
+    sums, counts = _operation(x.reshape(groups, rows, x.shape[-1]), indices.reshape(groups, rows), weights, num_codes)
     sums, counts = sums.to(torch.float32), counts.to(torch.float32)
     return (sums, counts) if heads else (sums.squeeze(0), counts.squeeze(0))
 

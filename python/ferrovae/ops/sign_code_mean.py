@@ -57,7 +57,7 @@ def check(
     for label, value in (("inv_temperature", inv_temperature), ("codebook_scale", codebook_scale)):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{name}: {label} is a {type(value).__name__}, expected a number")
-        if not (value > 0 and math.isfinite(value)):
+        if not 0 < value < math.inf:
             raise ValueError(f"{name}: {label} is {value}, expected a positive, finite number")
     if mask is not None:
         if _checks.tensor(name, "mask", mask).dtype != torch.bool:
@@ -68,7 +68,11 @@ def check(
             )
         _checks.same_device(name, "mask", mask, "x", x)
     rows = math.prod(x.shape[:-1])
-    return x.reshape(rows, x.shape[-1]), None if mask is None else mask.reshape(rows), 4.0 * inv_temperature * codebook_scale
+    return (
+        x.reshape(rows, x.shape[-1]),
+        None if mask is None else mask.reshape(rows),
+        4.0 * inv_temperature * codebook_scale,
+    )
 
 
 def mean(x: Tensor, mask: Tensor | None, slope: float) -> Tensor:
@@ -162,8 +166,13 @@ def _rust_forward(x: Tensor, mask: Tensor | None, slope: float) -> Tensor:
     return out
 
 
+def _centred(weights: Tensor) -> Tensor:
+    """Probabilities sum to 1, so a constant has no gradient: without it, sums in float32 cancel less."""
+    return weights.contiguous() - weights.mean()
+
+
 def _rust_backward(x: Tensor, mask: Tensor | None, weights: Tensor, slope: float) -> Tensor:
-    rows, weights = _compact(x, mask), weights.contiguous()
+    rows, weights = _compact(x, mask), _centred(weights)
     out = torch.empty_like(rows)
     spans = _rust.span(rows), _rust.span(weights)
     _rust.core.sign_code_mean_backward(_dtype(x), *spans, x.shape[1], slope, _rust.span(out), _rust.threads())
@@ -185,8 +194,7 @@ def _triton_forward(x: Tensor, mask: Tensor | None, slope: float) -> Tensor:
 
 def _triton_backward(x: Tensor, mask: Tensor | None, weights: Tensor, slope: float) -> Tensor:
     kernels = _triton.kernels("sign_code_mean")
-    scaled = weights / count(x, mask)
-    return kernels.backward(x.contiguous(), mask, scaled.contiguous(), slope)
+    return kernels.backward(x.contiguous(), mask, _centred(weights) / count(x, mask), slope)
 
 
 def _fake(x: Tensor, mask: Tensor | None, slope: float) -> Tensor:
@@ -238,7 +246,8 @@ def _differentiate_twice(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _leaf(tensor: Tensor) -> Tensor:
-    return tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+    """An alias whose own derivative can be asked for, whatever the tensor depends on."""
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
 _forward.register_autograd(_differentiate, _save)

@@ -162,7 +162,8 @@ fn fold<V: Vector>(products: &mut [V::Scalar], probabilities: &[V::Scalar], slop
                 low.add(high).store(products, c);
                 c += panel;
             }
-            let (p0, p1) = (V::load(probabilities, 2 * i * panel + at), V::load(probabilities, (2 * i + 1) * panel + at));
+            let (p0, p1) =
+                (V::load(probabilities, 2 * i * panel + at), V::load(probabilities, (2 * i + 1) * panel + at));
             p0.mul(one).sub(p1.mul(zero)).store(slopes, i * panel + at);
             at += V::COUNT;
         }

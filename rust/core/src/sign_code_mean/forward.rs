@@ -6,9 +6,9 @@ use super::product::{STRIP, WIDEST_PANEL, panel, tile};
 use super::real::Real;
 use super::tables::{bit, table_of_row};
 use super::{MOST_BITS, check, grain, halves};
+use crate::Result;
 use crate::simd::{self, Kernel, Lanes, Level};
 use crate::threads;
-use crate::Result;
 
 /// Rows that are summed in the element type before their sum joins the totals: their tables' panels fit a first cache.
 const DEPTH: usize = 128;
@@ -49,10 +49,11 @@ pub fn sign_code_mean_at<T: Real>(
         threads::run(build.collect());
         let (mut left, tables) = (&mut totals[..], &tables[..]);
         let depth = last - first;
-        let multiply = threads::pieces(strips, (grain(bits) * strips).div_ceil(depth), threads).into_iter().map(|range| {
-            let totals = left.split_off_mut(..range.len() * STRIP * columns).unwrap_or_default();
-            move || simd::run(level, Multiply { tables, depth, range, totals, strips, columns })
-        });
+        let multiply =
+            threads::pieces(strips, (grain(bits) * strips).div_ceil(depth), threads).into_iter().map(|range| {
+                let totals = left.split_off_mut(..range.len() * STRIP * columns).unwrap_or_default();
+                move || simd::run(level, Multiply { tables, depth, range, totals, strips, columns })
+            });
         threads::run(multiply.collect());
         first = last;
     }
