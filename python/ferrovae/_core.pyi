@@ -99,6 +99,28 @@ def bernoulli_log_prob_backward_f64(
     logits: Span, x: Span, grad: Span, columns: int, out: Span, threads: int
 ) -> None: ...
 
+# --- code_sums -----------------------------------------------------------------------------------------------------
+
+def code_sums(
+    dtype: str,
+    x: Span,
+    indices: Span,
+    weights: Span | None,
+    sizes: tuple[int, int, int, int],
+    sums: Span,
+    counts: Span,
+    threads: int,
+) -> None: ...
+
+# --- sign_code_entropy, sign_code_mean -----------------------------------------------------------------------------
+
+def sign_code_entropy(dtype: str, x: Span, slope: float, threads: int) -> float: ...
+def sign_code_entropy_backward(dtype: str, x: Span, grad: float, slope: float, out: Span, threads: int) -> None: ...
+def sign_code_mean(dtype: str, x: Span, bits: int, slope: float, out: Span, threads: int) -> None: ...
+def sign_code_mean_backward(
+    dtype: str, x: Span, weights: Span, bits: int, slope: float, out: Span, threads: int
+) -> None: ...
+
 # --- evidence ------------------------------------------------------------------------------------------------------
 
 class LogWeights:

@@ -2,16 +2,22 @@
 
 from ferrovae.ops._backend import BackendWarning, use_backend
 from ferrovae.ops.bernoulli_log_prob import bernoulli_log_prob
+from ferrovae.ops.code_sums import code_sums
 from ferrovae.ops.nearest_code import nearest_code
 from ferrovae.ops.reparameterize_kl import reparameterize_kl, reparameterize_kl_from_moments
 from ferrovae.ops.residual_nearest_code import residual_nearest_code
+from ferrovae.ops.sign_code_entropy import sign_code_entropy
+from ferrovae.ops.sign_code_mean import sign_code_mean
 
 __all__ = [
     "BackendWarning",
     "bernoulli_log_prob",
+    "code_sums",
     "nearest_code",
     "reparameterize_kl",
     "reparameterize_kl_from_moments",
     "residual_nearest_code",
+    "sign_code_entropy",
+    "sign_code_mean",
     "use_backend",
 ]

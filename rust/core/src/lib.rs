@@ -3,6 +3,7 @@
 //! Every function takes plain slices that the caller has checked, and returns an [`Error`] rather than panicking.
 
 pub mod bernoulli_log_prob;
+pub mod code_sums;
 pub mod data;
 pub mod error;
 pub mod evidence;
@@ -10,6 +11,8 @@ pub mod nearest_code;
 pub mod philox;
 pub mod reparameterize_kl;
 pub mod residual_nearest_code;
+pub mod sign_code_entropy;
+pub mod sign_code_mean;
 pub mod simd;
 pub mod threads;
 pub mod values;

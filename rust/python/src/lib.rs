@@ -4,6 +4,7 @@
 #![allow(clippy::unnecessary_wraps)]
 
 mod bernoulli_log_prob;
+mod code_sums;
 mod data;
 mod errors;
 mod evidence;
@@ -11,6 +12,8 @@ mod memory;
 mod nearest_code;
 mod reparameterize_kl;
 mod residual_nearest_code;
+mod sign_code_entropy;
+mod sign_code_mean;
 
 use pyo3::prelude::*;
 
@@ -33,9 +36,12 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(multiply_add_peak, module)?)?;
     module.add_function(wrap_pyfunction!(simd_level, module)?)?;
     bernoulli_log_prob::register(module)?;
+    code_sums::register(module)?;
     nearest_code::register(module)?;
     reparameterize_kl::register(module)?;
     residual_nearest_code::register(module)?;
+    sign_code_entropy::register(module)?;
+    sign_code_mean::register(module)?;
     evidence::register(module)?;
     data::register(module)
 }
