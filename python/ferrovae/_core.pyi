@@ -74,6 +74,43 @@ def bernoulli_log_prob_backward_f64(
     logits: Span, x: Span, grad: Span, columns: int, out: Span, threads: int
 ) -> None: ...
 
+# --- code_logsumexp, sample_code -----------------------------------------------------------------------------------
+CodeSizes = tuple[int, int, int, int]
+
+def code_logsumexp(
+    x: Span,
+    codebook: Span,
+    bias: Span,
+    sizes: CodeSizes,
+    metric: str,
+    inverse_temperature: float,
+    out: Span,
+    threads: int,
+) -> None: ...
+def code_probabilities(
+    x: Span,
+    codebook: Span,
+    bias: Span,
+    lse: Span,
+    sizes: CodeSizes,
+    metric: str,
+    inverse_temperature: float,
+    probabilities: Span,
+    slopes: Span,
+    threads: int,
+) -> None: ...
+def sample_code(
+    x: Span,
+    codebook: Span,
+    bias: Span,
+    sizes: CodeSizes,
+    metric: str,
+    inverse_temperature: float,
+    noise: tuple[int, Span],
+    out: Span,
+    threads: int,
+) -> None: ...
+
 # --- evidence ------------------------------------------------------------------------------------------------------
 
 class LogWeights:

@@ -2,14 +2,24 @@
 
 from ferrovae.ops._backend import BackendWarning, use_backend
 from ferrovae.ops.bernoulli_log_prob import bernoulli_log_prob
+from ferrovae.ops.code_cross_entropy import code_cross_entropy
+from ferrovae.ops.code_logsumexp import code_logsumexp
+from ferrovae.ops.expected_code import expected_code
+from ferrovae.ops.mean_code_entropy import mean_code_entropy
 from ferrovae.ops.nearest_code import nearest_code
 from ferrovae.ops.reparameterize_kl import reparameterize_kl, reparameterize_kl_from_moments
+from ferrovae.ops.sample_code import sample_code
 
 __all__ = [
     "BackendWarning",
     "bernoulli_log_prob",
+    "code_cross_entropy",
+    "code_logsumexp",
+    "expected_code",
+    "mean_code_entropy",
     "nearest_code",
     "reparameterize_kl",
     "reparameterize_kl_from_moments",
+    "sample_code",
     "use_backend",
 ]

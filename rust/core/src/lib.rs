@@ -3,12 +3,15 @@
 //! Every function takes plain slices that the caller has checked, and returns an [`Error`] rather than panicking.
 
 pub mod bernoulli_log_prob;
+pub mod code_logsumexp;
+pub mod code_scores;
 pub mod data;
 pub mod error;
 pub mod evidence;
 pub mod nearest_code;
 pub mod philox;
 pub mod reparameterize_kl;
+pub mod sample_code;
 pub mod simd;
 pub mod threads;
 pub mod values;

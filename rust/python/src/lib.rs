@@ -4,12 +4,14 @@
 #![allow(clippy::unnecessary_wraps)]
 
 mod bernoulli_log_prob;
+mod code_logsumexp;
 mod data;
 mod errors;
 mod evidence;
 mod memory;
 mod nearest_code;
 mod reparameterize_kl;
+mod sample_code;
 
 use pyo3::prelude::*;
 
@@ -25,8 +27,10 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DataError", module.py().get_type::<errors::DataError>())?;
     module.add_function(wrap_pyfunction!(simd_level, module)?)?;
     bernoulli_log_prob::register(module)?;
+    code_logsumexp::register(module)?;
     nearest_code::register(module)?;
     reparameterize_kl::register(module)?;
+    sample_code::register(module)?;
     evidence::register(module)?;
     data::register(module)
 }
