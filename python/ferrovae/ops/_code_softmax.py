@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ferrovae.ops import _codes, _rust, _triton
 
-BLOCK = 1 << 20
-_CODES = 4096
+BLOCK = 1 << 19
+_CODES = 1024
 
 
 class Head(NamedTuple):
