@@ -264,7 +264,7 @@ def backward(
     x_turned, codes_turned = _turned(x), _turned(codes)
     of_x, of_codes = torch.empty_like(x_turned), torch.empty_like(codes_turned)
     lse, grad = lse.contiguous(), grad.contiguous()
-    tile = tiles() | {"BLOCK_D": pieces(dims)}
+    tile = gradient_tiles(dims)
     of_dims = triton.cdiv(dims, tile["BLOCK_D"])
     with torch.cuda.device_of(x):
         rows_kernel[(triton.cdiv(rows, tile["BLOCK_N"]), of_dims, heads)](
@@ -284,9 +284,9 @@ def tiles() -> dict[str, int]:
     return {"BLOCK_N": 32, "BLOCK_K": 64}
 
 
-def pieces(dims: int) -> int:
-    """Dimensions of a piece: of the gradients a program writes."""
-    return min(64, max(16, triton.next_power_of_2(dims)))
+def gradient_tiles(dims: int) -> dict[str, int]:
+    """Rows, codes and dimensions of a tile of the gradients; larger ones spill."""
+    return {"BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_D": 32 if dims <= 32 else 64}
 
 
 def _turned(vectors: torch.Tensor) -> torch.Tensor:
@@ -312,8 +312,8 @@ def aot_configurations() -> list[dict]:
         ("probabilities_kernel", ("x", "codes", "bias", "lse", "temperature", "probabilities", "slopes")),
     ):
         for metric in ("euclidean", "sqeuclidean", "dot"):
-            for dims in (64, 32, 16) if tensors[-1] == "out" else (0,):
-                constexprs = _choice(metric) | tiles() | ({"BLOCK_D": dims} if dims else {})
+            for dims in (64, 32) if tensors[-1] == "out" else (0,):
+                constexprs = _choice(metric) | (gradient_tiles(dims) if dims else tiles())
                 found.append(
                     {
                         "kernel": kernel,
