@@ -28,7 +28,9 @@ def scores(x: Tensor, codebook: Tensor, temperature: Tensor | float, metric: str
     return -distances(x.double(), codebook.double(), metric) / temperature
 
 
-def value_and_gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
+def value_and_gradients(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], dtype: torch.dtype
+) -> list[Tensor]:
     """What `function` returns for the inputs as `dtype`, and the gradients of its sum with fixed weights, float64."""
     leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
     value = function(*leaves)

@@ -8,11 +8,11 @@ from functools import partial
 
 import pytest
 import torch
-from ops.soft_codes import METRICS, assert_like_truth, scores, value_and_gradients
 from torch.utils.checkpoint import checkpoint
 
 from ferrovae import use_backend
 from ferrovae.ops import code_logsumexp
+from ops.soft_codes import METRICS, assert_like_truth, scores, value_and_gradients
 
 SHAPES = [(1, 1, 1), (3, 17, 3), (40, 130, 8), (17, 1500, 5), (3, 64, 256)]
 TRITON = [

@@ -25,18 +25,21 @@ def arguments(operation: str, x: Tensor, codebook: Tensor, metric: str) -> tuple
     _checks.floating(operation, "codebook", codebook)
     _checks.choice(operation, "metric", metric, METRICS)
     _checks.same_device(operation, "codebook", codebook, "x", x)
-    given = _checks.shape(codebook)
     if codebook.ndim not in (2, 3):
-        raise ValueError(f"{operation}: codebook is {given}, expected (K, D), or (H, K, D) with heads")
+        raise ValueError(
+            f"{operation}: codebook is {_checks.shape(codebook)}, expected (K, D), or (H, K, D) with heads"
+        )
     heads = codebook.ndim == 3
     if x.ndim < codebook.ndim - 1 or x.shape[-1] == 0:
         leading = "H, ..., D" if heads else "..., D"
         raise ValueError(f"{operation}: x is {_checks.shape(x)}, expected ({leading}) with D >= 1")
     if codebook.shape[-1] != x.shape[-1] or (heads and codebook.shape[0] != x.shape[0]):
         expected = f"({x.shape[0]}, K, {x.shape[-1]})" if heads else f"(K, {x.shape[-1]})"
-        raise ValueError(f"{operation}: codebook is {given}, expected {expected} to match x {_checks.shape(x)}")
+        raise ValueError(
+            f"{operation}: codebook is {_checks.shape(codebook)}, expected {expected} to match x {_checks.shape(x)}"
+        )
     if codebook.numel() == 0:
-        raise ValueError(f"{operation}: codebook is {given}, expected at least one code")
+        raise ValueError(f"{operation}: codebook is {_checks.shape(codebook)}, expected at least one code")
     work = torch.float64 if torch.float64 in (x.dtype, codebook.dtype) else torch.float32
     codes = codebook.to(work) if heads else codebook.to(work).unsqueeze(0)
     return x.to(work).reshape(codes.shape[0], -1, x.shape[-1]), codes
