@@ -1,4 +1,4 @@
-"""Standard normals from Philox4x32-10 counters: the same words as in Rust and torch, normals equal within 1e-6.
+"""Standard normals and Gumbel numbers from Philox4x32-10: the same words as in Rust and torch, numbers within 1e-6.
 
 Our own Box-Muller because `tl.randn` uses one word of four, and `tl.sin`, `tl.cos` and `tl.log` carry range reductions
 and branches that arguments below a quarter turn, or between 2^-33 and 1, never need: half the instructions.
@@ -28,6 +28,17 @@ def _log(x):
     series = series * f + 3.3333331174e-1
     power = exponent.to(tl.float32)
     return series * f * square + power * -2.12194440e-4 - square * 0.5 + f + power * 0.693359375
+
+
+@triton.jit
+def gumbel(word):
+    """-ln(-ln u), u = (word + 1/2) / 2^32; above 1/2 of 1 - u, so that both tails keep all digits."""
+    upper = word > 0x7FFFFFFF
+    near = tl.where(upper, word ^ 0xFFFFFFFF, word).to(tl.int32)
+    small = near.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10  # 2^-32, 2^-33
+    rest = 1.0 - small
+    lost = (1.0 - rest) - small  # 1 - small = rest + lost
+    return -_log(-(_log(tl.where(upper, rest, small)) + tl.where(upper, lost / rest, 0.0)))
 
 
 @triton.jit

@@ -121,6 +121,43 @@ def sign_code_mean_backward(
     dtype: str, x: Span, weights: Span, bits: int, slope: float, out: Span, threads: int
 ) -> None: ...
 
+# --- code_logsumexp, sample_code -----------------------------------------------------------------------------------
+CodeSizes = tuple[int, int, int, int]
+
+def code_logsumexp(
+    x: Span,
+    codebook: Span,
+    bias: Span,
+    sizes: CodeSizes,
+    metric: str,
+    inverse_temperature: float,
+    out: Span,
+    threads: int,
+) -> None: ...
+def code_probabilities(
+    x: Span,
+    codebook: Span,
+    bias: Span,
+    lse: Span,
+    sizes: CodeSizes,
+    metric: str,
+    inverse_temperature: float,
+    probabilities: Span,
+    slopes: Span,
+    threads: int,
+) -> None: ...
+def sample_code(
+    x: Span,
+    codebook: Span,
+    bias: Span,
+    sizes: CodeSizes,
+    metric: str,
+    inverse_temperature: float,
+    noise: tuple[int, Span],
+    out: Span,
+    threads: int,
+) -> None: ...
+
 # --- evidence ------------------------------------------------------------------------------------------------------
 
 class LogWeights:

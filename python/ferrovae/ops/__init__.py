@@ -8,6 +8,13 @@ from ferrovae.ops.reparameterize_kl import reparameterize_kl, reparameterize_kl_
 from ferrovae.ops.residual_nearest_code import residual_nearest_code
 from ferrovae.ops.sign_code_entropy import sign_code_entropy
 from ferrovae.ops.sign_code_mean import sign_code_mean
+from ferrovae.ops.code_cross_entropy import code_cross_entropy
+from ferrovae.ops.code_logsumexp import code_logsumexp
+from ferrovae.ops.expected_code import expected_code
+from ferrovae.ops.mean_code_entropy import mean_code_entropy
+from ferrovae.ops.nearest_code import nearest_code
+from ferrovae.ops.reparameterize_kl import reparameterize_kl, reparameterize_kl_from_moments
+from ferrovae.ops.sample_code import sample_code
 
 __all__ = [
     "BackendWarning",
@@ -19,5 +26,13 @@ __all__ = [
     "residual_nearest_code",
     "sign_code_entropy",
     "sign_code_mean",
+    "code_cross_entropy",
+    "code_logsumexp",
+    "expected_code",
+    "mean_code_entropy",
+    "nearest_code",
+    "reparameterize_kl",
+    "reparameterize_kl_from_moments",
+    "sample_code",
     "use_backend",
 ]

@@ -52,6 +52,23 @@ def normals(seed: Tensor, example_ids: Tensor, samples: Tensor, columns: int) ->
     return torch.stack(pairs, dim=-1).flatten(2)[..., :columns]
 
 
+def gumbels(seed: Tensor, row_ids: Tensor, head: int, columns: int) -> Tensor:
+    """float32 Gumbel numbers [N, columns]: word column % 4 of counter (column // 4, head, row id low, row id high)."""
+    groups = torch.arange((columns + 3) // 4, device=seed.device)
+    ids = row_ids.view(-1, 1)
+    words = philox(seed, groups, torch.full_like(seed, head), ids & _WORD, (ids >> 32) & _WORD)
+    return _gumbel(torch.stack(words, dim=-1).flatten(1)[:, :columns])
+
+
+def _gumbel(word: Tensor) -> Tensor:
+    """-ln(-ln u), u = (word + 1/2) / 2^32; above 1/2 of 1 - u, so that both tails keep all digits: -3.13 to 22.88."""
+    upper = word >= 2**31
+    small = torch.where(upper, _WORD - word, word).to(torch.float32) * 2.0**-32 + 2.0**-33
+    rest = 1.0 - small
+    lost = (1.0 - rest) - small  # 1 - small = rest + lost
+    return -_log(-(_log(torch.where(upper, rest, small)) + torch.where(upper, lost / rest, 0.0)))
+
+
 def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:
     """Two independent normals, radius times (cosine, sine): 32 bits of radius (up to 6.76), 24 bits of angle."""
     uniform = radius_word.to(torch.float32) * 2.0**-32 + 2.0**-33

@@ -4,6 +4,8 @@
 
 pub mod bernoulli_log_prob;
 pub mod code_sums;
+pub mod code_logsumexp;
+pub mod code_scores;
 pub mod data;
 pub mod error;
 pub mod evidence;
@@ -13,6 +15,7 @@ pub mod reparameterize_kl;
 pub mod residual_nearest_code;
 pub mod sign_code_entropy;
 pub mod sign_code_mean;
+pub mod sample_code;
 pub mod simd;
 pub mod threads;
 pub mod values;

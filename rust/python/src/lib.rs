@@ -5,6 +5,7 @@
 
 mod bernoulli_log_prob;
 mod code_sums;
+mod code_logsumexp;
 mod data;
 mod errors;
 mod evidence;
@@ -14,6 +15,7 @@ mod reparameterize_kl;
 mod residual_nearest_code;
 mod sign_code_entropy;
 mod sign_code_mean;
+mod sample_code;
 
 use pyo3::prelude::*;
 
@@ -42,6 +44,10 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     residual_nearest_code::register(module)?;
     sign_code_entropy::register(module)?;
     sign_code_mean::register(module)?;
+    code_logsumexp::register(module)?;
+    nearest_code::register(module)?;
+    reparameterize_kl::register(module)?;
+    sample_code::register(module)?;
     evidence::register(module)?;
     data::register(module)
 }
