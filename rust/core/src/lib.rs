@@ -4,8 +4,11 @@
 
 pub mod bernoulli_log_prob;
 pub mod data;
+pub mod discretized_logistic_log_prob;
+pub mod discretized_logistic_mixture_log_prob;
 pub mod error;
 pub mod evidence;
+mod logistic;
 pub mod nearest_code;
 pub mod philox;
 pub mod reparameterize_kl;
