@@ -5,11 +5,14 @@
 
 mod bernoulli_log_prob;
 mod data;
+mod discretized_logistic_log_prob;
+mod discretized_logistic_mixture_log_prob;
 mod errors;
 mod evidence;
 mod memory;
 mod nearest_code;
 mod reparameterize_kl;
+mod typed;
 
 use pyo3::prelude::*;
 
@@ -25,6 +28,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DataError", module.py().get_type::<errors::DataError>())?;
     module.add_function(wrap_pyfunction!(simd_level, module)?)?;
     bernoulli_log_prob::register(module)?;
+    discretized_logistic_log_prob::register(module)?;
+    discretized_logistic_mixture_log_prob::register(module)?;
     nearest_code::register(module)?;
     reparameterize_kl::register(module)?;
     evidence::register(module)?;
