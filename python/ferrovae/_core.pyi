@@ -155,6 +155,36 @@ def sample_code(
     inverse_temperature: float,
     noise: tuple[int, Span],
     out: Span,
+# --- discretized_logistic_log_prob: (x, mean, log scale), (levels, columns) -----------------------------------------
+
+def discretized_logistic_log_prob(
+    data: tuple[Typed, Typed, Typed], sizes: tuple[int, int], out: Span, threads: int
+) -> None: ...
+def discretized_logistic_log_prob_backward(
+    data: tuple[Typed, Typed, Typed], sizes: tuple[int, int], grad: Span, out: tuple[Typed, Typed], threads: int
+) -> None: ...
+def discretized_logistic_log_prob_f64(
+    data: tuple[Span, Span, Span], sizes: tuple[int, int], out: Span, threads: int
+) -> None: ...
+def discretized_logistic_log_prob_backward_f64(
+    data: tuple[Span, Span, Span], sizes: tuple[int, int], grad: Span, out: tuple[Span, Span], threads: int
+) -> None: ...
+
+# --- discretized_logistic_mixture_log_prob: (x, logits, means, log scales, coefficients), (images, M, pixels, levels) --
+
+FiveSpans = tuple[Span, Span, Span, Span, Span]
+FourSpans = tuple[Span, Span, Span, Span]
+
+def discretized_logistic_mixture_log_prob(
+    dtype: str, data: FiveSpans, sizes: tuple[int, int, int, int], floor: float, out: Span, threads: int
+) -> None: ...
+def discretized_logistic_mixture_log_prob_backward(
+    dtype: str,
+    data: FiveSpans,
+    sizes: tuple[int, int, int, int],
+    floor: float,
+    grad: Span,
+    out: FourSpans,
     threads: int,
 ) -> None: ...
 

@@ -3,6 +3,8 @@
 from ferrovae.ops._backend import BackendWarning, use_backend
 from ferrovae.ops.bernoulli_log_prob import bernoulli_log_prob
 from ferrovae.ops.code_sums import code_sums
+from ferrovae.ops.discretized_logistic_log_prob import discretized_logistic_log_prob
+from ferrovae.ops.discretized_logistic_mixture_log_prob import discretized_logistic_mixture_log_prob
 from ferrovae.ops.nearest_code import nearest_code
 from ferrovae.ops.reparameterize_kl import reparameterize_kl, reparameterize_kl_from_moments
 from ferrovae.ops.residual_nearest_code import residual_nearest_code
@@ -20,6 +22,8 @@ __all__ = [
     "BackendWarning",
     "bernoulli_log_prob",
     "code_sums",
+    "discretized_logistic_log_prob",
+    "discretized_logistic_mixture_log_prob",
     "nearest_code",
     "reparameterize_kl",
     "reparameterize_kl_from_moments",

@@ -13,7 +13,7 @@ mod portable;
 
 use std::sync::OnceLock;
 
-pub use exp::exp_negative_abs;
+pub use exp::{exp, exp_negative_abs};
 pub use lanes::{Kernel, Lanes};
 pub use peak::multiply_add_peak;
 

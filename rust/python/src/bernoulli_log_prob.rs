@@ -1,49 +1,11 @@
 //! Binding of `bernoulli_log_prob`.
 
-use ferrovae_core::values::{Values, ValuesMut};
-use ferrovae_core::{Error, bernoulli_log_prob as core};
+use ferrovae_core::bernoulli_log_prob as core;
 use pyo3::prelude::*;
 
 use crate::errors::to_python;
 use crate::memory::{Span, read, write};
-
-/// Address, number of elements, and the element type's name in torch.
-type Typed = (usize, usize, String);
-
-/// The tensor's numbers.
-///
-/// # Safety
-/// As [`read`], with the type that is named.
-unsafe fn values<'a>((address, length, dtype): Typed) -> Result<Values<'a>, Error> {
-    let span = (address, length);
-    // SAFETY: the caller's promise.
-    unsafe {
-        match dtype.as_str() {
-            "float32" => Ok(Values::F32(read(span))),
-            "float16" => Ok(Values::F16(read(span))),
-            "bfloat16" => Ok(Values::Bf16(read(span))),
-            "uint8" => Ok(Values::U8(read(span))),
-            _ => Err(Error::Argument(format!("bernoulli_log_prob: numbers are {dtype}"))),
-        }
-    }
-}
-
-/// Room for numbers.
-///
-/// # Safety
-/// As [`write`], with the type that is named.
-unsafe fn values_mut<'a>((address, length, dtype): Typed) -> Result<ValuesMut<'a>, Error> {
-    let span = (address, length);
-    // SAFETY: the caller's promise.
-    unsafe {
-        match dtype.as_str() {
-            "float32" => Ok(ValuesMut::F32(write(span))),
-            "float16" => Ok(ValuesMut::F16(write(span))),
-            "bfloat16" => Ok(ValuesMut::Bf16(write(span))),
-            _ => Err(Error::Argument(format!("bernoulli_log_prob: results are {dtype}"))),
-        }
-    }
-}
+use crate::typed::{Typed, values, values_mut};
 
 #[pyfunction]
 fn bernoulli_log_prob(

@@ -7,6 +7,8 @@ mod bernoulli_log_prob;
 mod code_sums;
 mod code_logsumexp;
 mod data;
+mod discretized_logistic_log_prob;
+mod discretized_logistic_mixture_log_prob;
 mod errors;
 mod evidence;
 mod memory;
@@ -16,6 +18,7 @@ mod residual_nearest_code;
 mod sign_code_entropy;
 mod sign_code_mean;
 mod sample_code;
+mod typed;
 
 use pyo3::prelude::*;
 
@@ -39,6 +42,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(simd_level, module)?)?;
     bernoulli_log_prob::register(module)?;
     code_sums::register(module)?;
+    discretized_logistic_log_prob::register(module)?;
+    discretized_logistic_mixture_log_prob::register(module)?;
     nearest_code::register(module)?;
     reparameterize_kl::register(module)?;
     residual_nearest_code::register(module)?;

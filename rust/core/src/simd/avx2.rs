@@ -94,10 +94,21 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn mul_add_exact(self, factor: Self, term: Self) -> Self {
+        self.mul_add(factor, term)
+    }
+
+    #[inline(always)]
     fn at_least(self, floor: Self) -> Self {
         // The instruction returns its second operand when one is NaN.
         // SAFETY: inside `run`.
         Self(unsafe { _mm256_max_ps(floor.0, self.0) })
+    }
+
+    #[inline(always)]
+    fn at_most(self, ceiling: Self) -> Self {
+        // SAFETY: inside `run`; the second operand is returned when one is NaN.
+        Self(unsafe { _mm256_min_ps(ceiling.0, self.0) })
     }
 
     #[inline(always)]

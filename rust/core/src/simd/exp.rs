@@ -6,6 +6,8 @@ use super::Lanes;
 
 /// Below this the result is 0 (it would be denormal, less than 1.2e-38).
 const LOWEST: f32 = -88.0;
+/// Its exponential is the largest that is given, finite.
+const HIGHEST: f32 = 88.0;
 /// Adding this rounds to an integer, and leaves that integer plus 127 (the exponent's bias) in the low mantissa bits.
 const ROUND: f32 = 12_582_912.0 + 127.0;
 /// ln 2 in two parts: products of the first with a small integer are exact.
@@ -17,7 +19,18 @@ const C: [f32; 5] = [0.999_999_7, 0.499_991_45, 0.166_676_4, 0.041_898_39, 0.008
 /// exp(-|x|), relative error below 5e-7; 0 below 1.2e-38, NaN for NaN.
 #[inline(always)]
 pub fn exp_negative_abs<V: Lanes>(x: V) -> V {
-    let a = x.negative_abs().at_least(V::splat(LOWEST));
+    exp_within(x.negative_abs().at_least(V::splat(LOWEST)))
+}
+
+/// exp(x), relative error below 5e-7; 0 below 1.2e-38, never above exp(88) = 1.65e38, NaN for NaN.
+#[inline(always)]
+pub fn exp<V: Lanes>(x: V) -> V {
+    exp_within(x.at_least(V::splat(LOWEST)).at_most(V::splat(HIGHEST)))
+}
+
+/// exp(a) for a from `LOWEST` to `HIGHEST`.
+#[inline(always)]
+fn exp_within<V: Lanes>(a: V) -> V {
     let shifted = a.mul_add(V::splat(LOG2_E), V::splat(ROUND));
     let n = shifted.sub(V::splat(ROUND));
     let r = if V::FUSED {
@@ -39,28 +52,50 @@ mod tests {
     use super::*;
     use crate::simd::{Kernel, available, run};
 
-    struct Exp<'a>(&'a [f32], &'a mut [f32]);
+    /// exp(x), or exp(-|x|), of every x.
+    struct Exp<'a, const NEGATIVE_ABS: bool>(&'a [f32], &'a mut [f32]);
 
-    impl Kernel for Exp<'_> {
+    impl<const NEGATIVE_ABS: bool> Kernel for Exp<'_, NEGATIVE_ABS> {
         type Output = ();
 
         #[inline(always)]
         fn run<V: Lanes>(self) {
             let mut at = 0;
             while at < self.0.len() {
-                exp_negative_abs(V::load(self.0, at)).store(self.1, at);
+                let x = V::load(self.0, at);
+                let y = if NEGATIVE_ABS { exp_negative_abs(x) } else { exp(x) };
+                y.store(self.1, at);
                 at += V::COUNT;
             }
         }
     }
 
-    fn at(level: crate::simd::Level, mut x: Vec<f32>) -> Vec<f32> {
+    fn apply<const NEGATIVE_ABS: bool>(level: crate::simd::Level, mut x: Vec<f32>) -> Vec<f32> {
         let length = x.len();
         x.resize(length.next_multiple_of(16), 0.0);
         let mut y = vec![f32::NAN; x.len()];
-        run(level, Exp(&x, &mut y));
+        run(level, Exp::<NEGATIVE_ABS>(&x, &mut y));
         y.truncate(length);
         y
+    }
+
+    fn at(level: crate::simd::Level, x: Vec<f32>) -> Vec<f32> {
+        apply::<true>(level, x)
+    }
+
+    #[test]
+    fn both_signs_are_accurate_and_the_ends_are_finite() {
+        let x: Vec<f32> = (-170_000..172_000).map(|i| i as f32 * 5.1e-4).collect();
+        for level in available() {
+            for (&x, y) in x.iter().zip(apply::<false>(level, x.clone())) {
+                let truth = f64::from(x).exp();
+                assert!((f64::from(y) / truth - 1.0).abs() < 5e-7, "{level:?}: exp({x}) = {y}, not {truth}");
+            }
+            let ends = vec![f32::NEG_INFINITY, -88.0, 0.0, 88.0, 1e6, f32::INFINITY, f32::NAN];
+            let y = apply::<false>(level, ends);
+            assert_eq!((y[0], y[1], y[2]), (0.0, 0.0, 1.0), "{level:?}");
+            assert!(y[3] == y[4] && y[4] == y[5] && y[5] > 1.6e38 && y[5].is_finite() && y[6].is_nan(), "{level:?}");
+        }
     }
 
     #[test]

@@ -26,8 +26,12 @@ pub trait Lanes: Copy {
     fn div(self, other: Self) -> Self;
     /// `self * factor + term`
     fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// `self * factor + term`, rounded once (or twice, the first time to `f64`) also where `mul_add` is not.
+    fn mul_add_exact(self, factor: Self, term: Self) -> Self;
     /// The larger of the two; NaN when `self` is NaN.
     fn at_least(self, floor: Self) -> Self;
+    /// The smaller of the two; NaN when `self` is NaN.
+    fn at_most(self, ceiling: Self) -> Self;
 
     /// `-|self|`
     fn negative_abs(self) -> Self;

@@ -84,8 +84,28 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn mul_add_exact(self, factor: Self, term: Self) -> Self {
+        if Self::FUSED {
+            return self.mul_add(factor, term);
+        }
+        let (mut result, mut lane) = (term, 0);
+        while lane < COUNT {
+            // The product of two f32 is exact in f64.
+            let product = f64::from(self.0[lane]) * f64::from(factor.0[lane]);
+            result.0[lane] = (product + f64::from(term.0[lane])) as f32;
+            lane += 1;
+        }
+        result
+    }
+
+    #[inline(always)]
     fn at_least(self, floor: Self) -> Self {
         self.zip(floor, |a, floor| if a < floor { floor } else { a })
+    }
+
+    #[inline(always)]
+    fn at_most(self, ceiling: Self) -> Self {
+        self.zip(ceiling, |a, ceiling| if a > ceiling { ceiling } else { a })
     }
 
     #[inline(always)]

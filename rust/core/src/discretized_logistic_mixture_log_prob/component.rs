@@ -1,0 +1,157 @@
+//! A vector of pixels, and what one component of the mixture makes of it.
+
+use super::{CHANNELS, MOST_LANES, Mixture};
+use crate::logistic::{Cell, Levels, Parts};
+use crate::simd::{Lanes, exp_negative_abs};
+
+/// Neighbouring pixels of an image, one a lane.
+pub struct Pixels<V> {
+    /// How many; lanes beyond hold zeros.
+    pub count: usize,
+    image: usize,
+    pixel: usize,
+    cells: [Cell<V>; CHANNELS],
+}
+
+/// A component at these pixels: log(weight times likelihood) is logit + linear - log(1 + growth), less what normalises
+/// the weights.
+pub struct Component<V> {
+    pub logit: V,
+    pub linear: V,
+    pub growth: V,
+    parts: [Parts<V>; CHANNELS],
+    /// tanh of the coefficients.
+    coefficients: [V; CHANNELS],
+    /// 0 where the logarithm of a scale is above its floor, and has a gradient.
+    floored: [V; CHANNELS],
+}
+
+/// Derivatives of a component's log-likelihood, three of each.
+pub struct Slopes<V> {
+    pub means: [V; CHANNELS],
+    pub log_scales: [V; CHANNELS],
+    pub coefficients: [V; CHANNELS],
+}
+
+impl<V: Lanes> Pixels<V> {
+    #[inline(always)]
+    pub fn new(data: &Mixture<f32>, levels: &Levels<V>, image: usize, pixel: usize) -> Self {
+        let count = V::COUNT.min(data.pixels - pixel);
+        let start = data.x_start(image) + pixel;
+        let cells = [
+            levels.cell(load(data.x, start, count)),
+            levels.cell(load(data.x, start + data.pixels, count)),
+            levels.cell(load(data.x, start + 2 * data.pixels, count)),
+        ];
+        Self { count, image, pixel, cells }
+    }
+
+    /// A component's logits.
+    #[inline(always)]
+    pub fn logit(&self, data: &Mixture<f32>, m: usize) -> V {
+        load(data.logits, (self.image * data.components + m) * data.pixels + self.pixel, self.count)
+    }
+
+    /// A component's three means, logarithms of scales or coefficients.
+    #[inline(always)]
+    fn three(&self, data: &Mixture<f32>, values: &[f32], m: usize) -> [V; CHANNELS] {
+        let start = (self.image * CHANNELS * data.components + m) * data.pixels + self.pixel;
+        let apart = data.components * data.pixels;
+        [
+            load(values, start, self.count),
+            load(values, start + apart, self.count),
+            load(values, start + 2 * apart, self.count),
+        ]
+    }
+}
+
+/// `count` values, and zeros in the other lanes.
+#[inline(always)]
+fn load<V: Lanes>(values: &[f32], at: usize, count: usize) -> V {
+    if count == V::COUNT {
+        return V::load(values, at);
+    }
+    let mut lanes = [0.0; MOST_LANES];
+    lanes[..count].copy_from_slice(&values[at..at + count]);
+    V::load(&lanes, 0)
+}
+
+/// What component m makes of the pixels.
+#[inline(always)]
+pub fn component<V: Lanes>(data: &Mixture<f32>, levels: &Levels<V>, pixels: &Pixels<V>, m: usize) -> Component<V> {
+    let means = pixels.three(data, data.means, m);
+    let log_scales = pixels.three(data, data.log_scales, m);
+    let raw = pixels.three(data, data.coefficients, m);
+    let coefficients = [tanh(raw[0]), tanh(raw[1]), tanh(raw[2])];
+    let [red, green, blue] = &pixels.cells;
+    let zero = V::splat(0.0);
+    let of_red = levels.distance(red.n, means[0]);
+    let of_green = zero.sub(coefficients[0]).mul_add(red.n, levels.distance(green.n, means[1]));
+    let of_blue = zero.sub(coefficients[1]).mul_add(red.n, levels.distance(blue.n, means[2]));
+    let of_blue = zero.sub(coefficients[2]).mul_add(green.n, of_blue);
+    let floor = V::splat(data.floor as f32);
+    let floors = [log_scales[0].at_least(floor), log_scales[1].at_least(floor), log_scales[2].at_least(floor)];
+    let parts = [
+        around(levels, red, of_red, floors[0]),
+        around(levels, green, of_green, floors[1]),
+        around(levels, blue, of_blue, floors[2]),
+    ];
+    Component {
+        logit: pixels.logit(data, m),
+        linear: parts[0].linear.add(parts[1].linear).add(parts[2].linear),
+        growth: parts[2].grow(parts[1].grow(parts[0].grow(zero))),
+        parts,
+        coefficients,
+        floored: [floors[0].sub(log_scales[0]), floors[1].sub(log_scales[1]), floors[2].sub(log_scales[2])],
+    }
+}
+
+/// The mass of a level that is `distance` half levels from the mean.
+#[inline(always)]
+fn around<V: Lanes>(levels: &Levels<V>, cell: &Cell<V>, distance: V, log_scale: V) -> Parts<V> {
+    let one = V::splat(1.0);
+    levels.parts(cell, distance.sub(one), distance.add(one), log_scale)
+}
+
+/// tanh, absolute error below 2e-7.
+#[inline(always)]
+fn tanh<V: Lanes>(x: V) -> V {
+    let (one, rest) = (V::splat(1.0), exp_negative_abs(x.add(x)));
+    one.sub(rest).div(one.add(rest)).copysign(x)
+}
+
+/// The derivative of tanh where it is `value`.
+#[inline(always)]
+fn inner<V: Lanes>(value: V) -> V {
+    V::splat(1.0).sub(value.mul(value))
+}
+
+/// 0 where `floored` is not 0.
+#[inline(always)]
+fn kept<V: Lanes>(slope: V, floored: V) -> V {
+    slope.sub(slope.where_nonzero(floored))
+}
+
+impl<V: Lanes> Component<V> {
+    /// The derivatives of its log-likelihood.
+    #[inline(always)]
+    pub fn slopes(&self, levels: &Levels<V>, pixels: &Pixels<V>) -> Slopes<V> {
+        let [red, green, blue] = &pixels.cells;
+        let of = [self.parts[0].slopes(red), self.parts[1].slopes(green), self.parts[2].slopes(blue)];
+        let (red, green) = (levels.value(red), levels.value(green));
+        let [c0, c1, c2] = self.coefficients;
+        Slopes {
+            means: [of[0].0, of[1].0, of[2].0],
+            log_scales: [
+                kept(of[0].1, self.floored[0]),
+                kept(of[1].1, self.floored[1]),
+                kept(of[2].1, self.floored[2]),
+            ],
+            coefficients: [
+                of[1].0.mul(red).mul(inner(c0)),
+                of[2].0.mul(red).mul(inner(c1)),
+                of[2].0.mul(green).mul(inner(c2)),
+            ],
+        }
+    }
+}

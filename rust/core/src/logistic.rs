@@ -1,0 +1,159 @@
+//! The logistic's mass on one of L even levels of [-1, 1], in lanes: what the discretised likelihoods share.
+//!
+//! Level v = 0 .. T, T = L - 1, stands for x = n / T with n = 2 v - T. With the distances of a level's ends from the
+//! mean, `upper` = n + 1 - T mean and `lower` = n - 1 - T mean, with a = upper / (T s), b = lower / (T s) and the width
+//! t = a - b, the mass within is
+//!
+//!   F(a) - F(b) = (1 - exp(-t)) / ((1 + exp(-a)) (1 + exp(b))),
+//!
+//! without the factor of b at the lowest level, of a at the highest, of t at both. Its logarithm is kept in two parts
+//! that have one sign, so that nothing cancels: sums of min(a, 0), min(-b, 0) and min(log t, 0), and the product of
+//! factors 1 + growth that remain: exp(-|a|), exp(-|b|) and, of the width, at most 0.582.
+
+mod float64;
+
+pub use float64::{Mass, level, mass};
+
+use crate::simd::{Lanes, exp, exp_negative_abs};
+
+/// The product of a level's factors is below 2^2.67: so many of them fit an `f32`, and so many an `f64`.
+pub const PER_LANE: usize = 47;
+/// See [`PER_LANE`].
+pub const IN_ALL: usize = 383;
+/// Adding and subtracting it rounds to an integer.
+const ROUND: f32 = 12_582_912.0;
+/// (t / (1 - exp(-t)) - 1 - t / 2) / t^2 = C0 + C1 t^2 + ...: the Bernoulli numbers; off by 2e-8 at t = 1.
+const C: [f32; 4] = [1.0 / 12.0, -1.0 / 720.0, 1.0 / 30_240.0, -1.0 / 1_209_600.0];
+
+/// What the number of levels decides.
+#[derive(Clone, Copy)]
+pub struct Levels<V> {
+    top: V,
+    half_top: V,
+    inverse_top: V,
+    /// log(2 / T), of the width of a level.
+    log_gap: V,
+}
+
+impl<V: Lanes> Levels<V> {
+    /// For that many levels, at least 2 and at most 2^16.
+    #[inline(always)]
+    pub fn new(levels: usize) -> Self {
+        let top = levels as f64 - 1.0;
+        Self {
+            top: V::splat(top as f32),
+            half_top: V::splat((top / 2.0) as f32),
+            inverse_top: V::splat((1.0 / top) as f32),
+            log_gap: V::splat((2.0 / top).ln() as f32),
+        }
+    }
+
+    /// The level nearest to x; the lowest or the highest beyond the ends.
+    #[inline(always)]
+    pub fn cell(&self, x: V) -> Cell<V> {
+        let level = x.mul_add(self.half_top, self.half_top).at_least(V::splat(0.0)).at_most(self.top);
+        let level = level.add(V::splat(ROUND)).sub(V::splat(ROUND));
+        let beneath = level.sub(self.top);
+        Cell { above_lowest: level, below_highest: beneath, inside: level.mul(beneath), n: level.add(beneath) }
+    }
+
+    /// x of a cell.
+    #[inline(always)]
+    pub fn value(&self, cell: &Cell<V>) -> V {
+        cell.n.mul(self.inverse_top)
+    }
+
+    /// n - T mean, rounded once.
+    #[inline(always)]
+    pub fn distance(&self, n: V, mean: V) -> V {
+        V::splat(0.0).sub(mean).mul_add_exact(self.top, n)
+    }
+
+    /// The parts of the mass within the cell, of which `lower` and `upper` are the ends.
+    #[inline(always)]
+    pub fn parts(&self, cell: &Cell<V>, lower: V, upper: V, log_scale: V) -> Parts<V> {
+        let zero = V::splat(0.0);
+        let rate = exp(zero.sub(log_scale));
+        let scaled = rate.mul(self.inverse_top);
+        let (a, b, width) = (upper.mul(scaled), lower.mul(scaled), scaled.add(scaled));
+        let log_width = self.log_gap.sub(log_scale).at_most(zero);
+        let linear = a.at_most(zero).where_nonzero(cell.below_highest);
+        let linear = linear.add(zero.sub(b).at_most(zero).where_nonzero(cell.above_lowest));
+        Parts {
+            linear: linear.add(log_width.where_nonzero(cell.inside)),
+            of_a: exp_negative_abs(a).where_nonzero(cell.below_highest),
+            of_b: exp_negative_abs(b).where_nonzero(cell.above_lowest),
+            of_width: width_growth(width).where_nonzero(cell.inside),
+            a,
+            b,
+            width,
+            rate,
+        }
+    }
+}
+
+/// t / (1 - exp(-t)) - 1 for a width t below 1, 1 / (1 - exp(-t)) - 1 from there on.
+#[inline(always)]
+fn width_growth<V: Lanes>(width: V) -> V {
+    let one = V::splat(1.0);
+    let large = width.sub(one).step();
+    let square = width.mul(width);
+    let mut p = V::splat(C[3]);
+    p = p.mul_add(square, V::splat(C[2]));
+    p = p.mul_add(square, V::splat(C[1]));
+    p = p.mul_add(square, V::splat(C[0]));
+    let series = p.mul_add(square, width.mul(V::splat(0.5))).where_nonzero(one.sub(large));
+    let factor = exp_negative_abs(width);
+    series.add(factor.div(one.sub(factor)).where_nonzero(large))
+}
+
+/// A level: its n, and numbers that are 0 where a part of the mass does not count.
+#[derive(Clone, Copy)]
+pub struct Cell<V> {
+    /// 2 v - T.
+    pub n: V,
+    above_lowest: V,
+    below_highest: V,
+    inside: V,
+}
+
+/// A mass in parts: log mass = linear - log((1 + `of_a`) (1 + `of_b`) (1 + `of_width`)).
+#[derive(Clone, Copy)]
+pub struct Parts<V> {
+    /// What is summed.
+    pub linear: V,
+    of_a: V,
+    of_b: V,
+    of_width: V,
+    a: V,
+    b: V,
+    width: V,
+    rate: V,
+}
+
+impl<V: Lanes> Parts<V> {
+    /// (1 + growth) times this mass's factors, minus 1: loses nothing when all are tiny.
+    #[inline(always)]
+    pub fn grow(&self, growth: V) -> V {
+        let growth = self.of_a.mul_add(growth, growth.add(self.of_a));
+        let growth = self.of_b.mul_add(growth, growth.add(self.of_b));
+        self.of_width.mul_add(growth, growth.add(self.of_width))
+    }
+
+    /// The derivatives of log mass in the mean and in the logarithm of the scale.
+    #[inline(always)]
+    pub fn slopes(&self, cell: &Cell<V>) -> (V, V) {
+        let one = V::splat(1.0);
+        let (rest_a, rest_b) = (self.of_a.div(one.add(self.of_a)), self.of_b.div(one.add(self.of_b)));
+        // F(-a) and F(b)
+        let of_a = one.sub(self.a.step()).add(rest_a.copysign(self.a)).where_nonzero(cell.below_highest);
+        let of_b = self.b.step().sub(rest_b.copysign(self.b)).where_nonzero(cell.above_lowest);
+        // t / (exp(t) - 1)
+        let large = self.width.sub(one).step();
+        let narrow = one.add(self.of_width).sub(self.width).where_nonzero(one.sub(large));
+        let wide = self.width.mul(self.of_width).where_nonzero(large);
+        let of_width = narrow.add(wide).where_nonzero(cell.inside);
+        let (a, b) = (self.a.mul(of_a).where_nonzero(of_a), self.b.mul(of_b).where_nonzero(of_b));
+        (self.rate.mul(of_b.sub(of_a)), b.sub(a).sub(of_width))
+    }
+}
