@@ -210,18 +210,20 @@ def layouts() -> dict[str, tuple[Tensor, Tensor]]:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own doing
 @pytest.mark.parametrize("layout", layouts())
-def test_opcheck(layout: str) -> None:
+@pytest.mark.parametrize("learned", [False, True])
+def test_opcheck(layout: str, learned: bool) -> None:
     mean, logvar = (tensor.requires_grad_() for tensor in layouts()[layout])
+    prior = (torch.randn(1, 5, requires_grad=True), torch.randn_like(mean, requires_grad=True)) if learned else (None,) * 2
     seed, ids = torch.tensor([5]), torch.arange(mean.shape[0]) * 2
     forward, backward = _reparameterize_kl.from_pair.overload, _reparameterize_kl._from_pair_backward.overload
-    torch.library.opcheck(forward, (mean, logvar, seed, ids, 2, 0, False, "auto"))
+    torch.library.opcheck(forward, (mean, logvar, *prior, seed, ids, 2, 0, False, "auto"))
     dz = torch.randn(2, *mean.shape, dtype=mean.dtype, requires_grad=True)
     dkl = torch.randn(mean.shape[0], requires_grad=True)
-    torch.library.opcheck(backward, (mean, logvar, dz, dkl, seed, None, 2, 0, "auto"))
+    torch.library.opcheck(backward, (mean, logvar, *prior, dz, dkl, seed, None, 2, 0, True, "auto"))
     moments = torch.stack([mean, logvar]).detach().movedim(0, 1).unsqueeze(1).requires_grad_()
     forward, backward = _reparameterize_kl.from_moments.overload, _reparameterize_kl._from_moments_backward.overload
-    torch.library.opcheck(forward, (moments, seed, None, 2, 0, True, "auto"))
-    torch.library.opcheck(backward, (moments, dz, None, seed, ids, 2, 0, "auto"))
+    torch.library.opcheck(forward, (moments, *prior, seed, None, 2, 0, True, "auto"))
+    torch.library.opcheck(backward, (moments, *prior, dz, dkl, seed, ids, 2, 0, True, "auto"))
 
 
 @pytest.mark.parametrize("moments", [False, True])
