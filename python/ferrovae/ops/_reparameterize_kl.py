@@ -26,8 +26,11 @@ def _unit_stride(rows: Tensor) -> Tensor:
 
 
 def _rows(parameter: Tensor | None) -> Tensor | None:
-    """A parameter of the prior whose columns lie side by side."""
-    if parameter is None or parameter.shape[1] <= 1 or parameter.stride(1) == 1:
+    """A parameter of the prior whose columns lie side by side, and whose rows, if several, do not share memory."""
+    if parameter is None or parameter.numel() == 0:
+        return parameter
+    rows, columns = parameter.shape
+    if (columns == 1 or parameter.stride(1) == 1) and (rows == 1 or parameter.stride(0) != 0):
         return parameter
     return parameter.contiguous()
 
@@ -81,7 +84,6 @@ def _span(tensor: Tensor | None) -> tuple[int, int] | None:
 
 def _given(parameter: Tensor | None, mean: Tensor) -> tuple[tuple[int, int], int, bool] | None:
     """Span of all memory, stride of examples (0 for one row that all share), whether it is wider than mean."""
-    parameter = _rows(parameter)
     if parameter is None:
         return None
     rows, columns = parameter.shape
@@ -200,9 +202,7 @@ def _moments_backward(run: Callable[..., None]) -> Callable[..., tuple[Tensor, .
 
 def _room(like: Tensor, prior: list[Tensor | None], wanted: bool) -> tuple[list[Tensor | None], list[Tensor]]:
     """Where the prior's gradients go, and what is returned: nothing of nothing is an empty tensor."""
-    room = [
-        None if p is None or not wanted else torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in prior
-    ]
+    room = [None if p is None or not wanted else torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in prior]
     return room, [like.new_empty(0) if r is None else r for r in room]
 
 

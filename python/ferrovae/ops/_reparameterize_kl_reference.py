@@ -127,7 +127,9 @@ def second_order(
     """
     dtype, real = mean.dtype, work(mean.dtype)
     mean, logvar = mean.to(real), logvar.to(real)
-    g_mean, g_logvar, g_prior_mean, g_prior_logvar = (torch.zeros_like(mean) if g is None else g.to(real) for g in outer)
+    g_mean, g_logvar, g_prior_mean, g_prior_logvar = (
+        torch.zeros_like(mean) if g is None else g.to(real) for g in outer
+    )
     half = 0.5 * g_logvar
     of_mean = of_logvar = of_prior_mean = of_prior_logvar = of_dz = of_dkl = None
     if dz is not None and eps is not None:

@@ -25,12 +25,12 @@ def register(forward: Operation, backward: Operation, tensors: int) -> None:
             return _one_by_one(forward, info.batch_size, dims, args)
         moments, prior = _front(inputs, dims, info.batch_size, tensors)
         size, examples = info.batch_size, moments[0].shape[1]
-        shared = all(p is None or (dim is None and p.shape[1] == 1) for p, dim in zip(prior, dims[tensors:], strict=False))
+        shared = all(
+            p is None or (dim is None and p.shape[1] == 1) for p, dim in zip(prior, dims[tensors:], strict=False)
+        )
         prior = [p if p is None else (p[0] if shared else _rows(p, examples)) for p in prior]
         ids = _ids(example_ids, dims[len(inputs) + 1], size, examples, seed)
-        z, kl = forward(
-            *(_fold(m) for m in moments), *prior, seed, ids, samples, first, elementwise, backend=backend
-        )
+        z, kl = forward(*(_fold(m) for m in moments), *prior, seed, ids, samples, first, elementwise, backend=backend)
         return (z.unflatten(1, (size, examples)), kl.unflatten(0, (size, examples))), (1, 0)
 
     def backward_rule(info: Any, dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
@@ -68,9 +68,7 @@ def register(forward: Operation, backward: Operation, tensors: int) -> None:
     torch.library.register_vmap(f"ferrovae::{backward.name}", backward_rule, lib=library)
 
 
-def _front(
-    inputs: list[Any], dims: tuple[int | None, ...], size: int, tensors: int
-) -> tuple[list[Any], list[Any]]:
+def _front(inputs: list[Any], dims: tuple[int | None, ...], size: int, tensors: int) -> tuple[list[Any], list[Any]]:
     """The inputs with the mapped dimension first, expanded where there is none: the moments, the others."""
     moved = [
         None if x is None else (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0))

@@ -114,7 +114,7 @@ def reparameterize_kl_from_moments(
         raise ValueError(
             f"{name}: moments are {_checks.shape(moments)}, expected an even size (mean and logvar) in dim {dim}"
         )
-    mean, logvar = moments.chunk(2, dim) if moments.shape[dim] else (moments, moments)
+    mean = moments.narrow(dim, 0, moments.shape[dim] // 2)
     draws = _draws(name, mean, batch_dims, num_samples, first_sample, seed, example_ids, generator)
     _check_kl(name, mean, prior_mean, prior_logvar, kl_reduction)
     prior = _rows(prior_mean, mean, batch_dims), _rows(prior_logvar, mean, batch_dims)
