@@ -3,7 +3,8 @@
 N examples of D columns. A program holds a tile of about 2048 elements, 16 for each thread of 4 warps: several short
 rows, or a piece of a long one, whose partial sums a second, ordered pass adds up. Everything is computed in float32.
 mean and logvar are [N, O, I] with strides (row, segment, 1): O = 1 for separate tensors, the halves of [N, O, 2, I]
-for moments. z and dz are [S, N, D]; the gradients have strides of the same kind.
+for moments. z and dz are [S, N, D]; the gradients have strides of the same kind. A parameter of the prior is [N, D],
+or one row with a row stride of 0, whose gradient each program sums over a run of tiles; a second pass adds the runs.
 """
 
 import torch
@@ -13,14 +14,14 @@ import triton.language as tl
 from .philox import normals
 
 TILE = 2048
+RUNS = 256  # of tiles below each other, at most, when the gradient of a shared prior is summed over the rows
 _VARIES = ["examples", "samples", "first"]
 
 
 @triton.jit
-def _tile(columns, inner, SEGMENTED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """This program's rows int64 [BLOCK_N], columns [BLOCK_D], and where a column lies: segment, place in it."""
+def _tile(tile, columns, inner, SEGMENTED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A tile's rows int64 [BLOCK_N], columns [BLOCK_D], and where a column lies: segment, place in it."""
     blocks = tl.cdiv(columns, BLOCK_D)
-    tile = tl.program_id(0)
     rows = (tile // blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     block = tile % blocks
     cols = block * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -49,10 +50,32 @@ def _ids(example_ids, rows, examples):
     return ids
 
 
+@triton.jit
+def _excess(x, exponential):
+    """exp(x) - 1, given exp(x), without cancellation near 0."""
+    series = x * 1.9841270e-4 + 1.3888889e-3
+    series = series * x + 8.3333333e-3
+    series = series * x + 4.1666667e-2
+    series = series * x + 1.6666667e-1
+    series = series * x + 0.5
+    return tl.where(tl.abs(x) < 0.35, series * x * x + x, exponential - 1.0)
+
+
+@triton.jit
+def _prior(parameter, rows, cols, stride, inside):
+    """A parameter of the prior, or 0."""
+    value = tl.zeros(inside.shape, tl.float32)
+    if parameter is not None:
+        value = tl.load(parameter + rows[:, None] * stride + cols[None, :], mask=inside, other=0.0).to(tl.float32)
+    return value
+
+
 @triton.jit(do_not_specialize=_VARIES)
 def forward_kernel(
     mean,
     logvar,
+    prior_mean,
+    prior_logvar,
     seed,
     example_ids,
     z,
@@ -64,6 +87,8 @@ def forward_kernel(
     mean_segment,
     logvar_row,
     logvar_segment,
+    prior_mean_row,
+    prior_logvar_row,
     samples,
     first,
     ELEMENTWISE: tl.constexpr,
@@ -72,14 +97,25 @@ def forward_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """z and kl ([N, D], or [N, pieces of a row]); axis 1 of the grid shares out the samples."""
-    rows, cols, groups, segment, place, block, blocks = _tile(columns, inner, SEGMENTED, BLOCK_N, BLOCK_D)
+    tile = tl.program_id(0)
+    rows, cols, groups, segment, place, block, blocks = _tile(tile, columns, inner, SEGMENTED, BLOCK_N, BLOCK_D)
     inside = (rows < examples)[:, None] & (cols < columns)[None, :]
     m = tl.load(mean + _offsets(rows, segment, place, mean_row, mean_segment, SEGMENTED), mask=inside, other=0.0)
     lv = tl.load(logvar + _offsets(rows, segment, place, logvar_row, logvar_segment, SEGMENTED), mask=inside, other=0.0)
     m, lv = m.to(tl.float32), lv.to(tl.float32)
     std = tl.exp(lv * 0.5)
     if tl.program_id(1) == 0:
-        terms = 0.5 * (m * m + (std * std - 1.0 - lv))
+        distance = m
+        ratio = lv
+        variances = std * std
+        if prior_mean is not None:
+            distance = m - _prior(prior_mean, rows, cols, prior_mean_row, inside)
+        if prior_logvar is not None:
+            plv = _prior(prior_logvar, rows, cols, prior_logvar_row, inside)
+            distance = distance * tl.exp(plv * -0.5)
+            ratio = lv - plv
+            variances = tl.exp(ratio)
+        terms = 0.5 * (distance * distance + (_excess(ratio, variances) - ratio))
         if ELEMENTWISE:
             tl.store(kl + rows[:, None] * columns + cols[None, :], terms, mask=inside)
         else:
@@ -93,10 +129,13 @@ def forward_kernel(
         tl.store(z + out, (m + std * eps).to(z.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=_VARIES)
-def backward_kernel(
+@triton.jit
+def _backward_tile(
+    tile,
     mean,
     logvar,
+    prior_mean,
+    prior_logvar,
     dz,
     dkl,
     seed,
@@ -110,6 +149,8 @@ def backward_kernel(
     mean_segment,
     logvar_row,
     logvar_segment,
+    prior_mean_row,
+    prior_logvar_row,
     grad_row,
     grad_segment,
     samples,
@@ -119,13 +160,16 @@ def backward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dmean and dlogvar from dz and dkl, either of which may be None; without dkl, mean is not read."""
-    rows, cols, groups, segment, place, _, _ = _tile(columns, inner, SEGMENTED, BLOCK_N, BLOCK_D)
+    """Writes a tile of dmean and dlogvar; returns the prior's, 0 outside, and where they belong."""
+    rows, cols, groups, segment, place, _, _ = _tile(tile, columns, inner, SEGMENTED, BLOCK_N, BLOCK_D)
     inside = (rows < examples)[:, None] & (cols < columns)[None, :]
     lv = tl.load(logvar + _offsets(rows, segment, place, logvar_row, logvar_segment, SEGMENTED), mask=inside, other=0.0)
-    std = tl.exp(lv.to(tl.float32) * 0.5)
+    lv = lv.to(tl.float32)
+    std = tl.exp(lv * 0.5)
     of_mean = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     of_logvar = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    of_prior_mean = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    of_prior_logvar = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     if dz is not None:
         key = tl.load(seed)
         ids = _ids(example_ids, rows, examples)
@@ -142,23 +186,115 @@ def backward_kernel(
         else:
             weight = tl.load(dkl + rows, mask=rows < examples, other=0.0)[:, None]
         m = tl.load(mean + _offsets(rows, segment, place, mean_row, mean_segment, SEGMENTED), mask=inside, other=0.0)
-        of_mean += weight * m.to(tl.float32)
-        of_logvar += weight * (std * std - 1.0)
+        distance = m.to(tl.float32) - _prior(prior_mean, rows, cols, prior_mean_row, inside)
+        ratio = lv
+        variances = std * std
+        pull = weight * distance
+        if prior_logvar is not None:
+            plv = _prior(prior_logvar, rows, cols, prior_logvar_row, inside)
+            inverse = tl.exp(plv * -0.5)
+            distance = distance * inverse
+            ratio = lv - plv
+            variances = tl.exp(ratio)
+            pull = weight * distance * inverse
+        excess = _excess(ratio, variances)
+        of_mean += pull
+        of_logvar += weight * excess
+        of_prior_mean = tl.where(inside, -pull, 0.0)
+        of_prior_logvar = tl.where(inside, weight * (distance * distance + excess) * -0.5, 0.0)
     to = _offsets(rows, segment, place, grad_row, grad_segment, SEGMENTED)
     tl.store(dmean + to, of_mean.to(dmean.dtype.element_ty), mask=inside)
     tl.store(dlogvar + to, (of_logvar * 0.5).to(dlogvar.dtype.element_ty), mask=inside)
+    return of_prior_mean, of_prior_logvar, rows, cols, inside
+
+
+@triton.jit(do_not_specialize=[*_VARIES, "depth"])
+def backward_kernel(
+    mean,
+    logvar,
+    prior_mean,
+    prior_logvar,
+    dz,
+    dkl,
+    seed,
+    example_ids,
+    dmean,
+    dlogvar,
+    dprior_mean,
+    dprior_logvar,
+    examples,
+    columns,
+    inner,
+    mean_row,
+    mean_segment,
+    logvar_row,
+    logvar_segment,
+    prior_mean_row,
+    prior_logvar_row,
+    grad_row,
+    grad_segment,
+    samples,
+    first,
+    depth,
+    ELEMENTWISE: tl.constexpr,
+    SEGMENTED: tl.constexpr,
+    SHARED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """dmean and dlogvar from dz and dkl, either of which may be None; without dkl, mean is not read.
+
+    dprior_mean and dprior_logvar may be None; SHARED makes them [runs, D] of float32, the sums over `depth` tiles.
+    """
+    # fmt: off
+    if SHARED:
+        blocks = tl.cdiv(columns, BLOCK_D)
+        run = tl.program_id(0) // blocks
+        block = tl.program_id(0) % blocks
+        tiles = tl.cdiv(examples, BLOCK_N)
+        of_mean = tl.zeros([BLOCK_D], tl.float32)
+        of_logvar = tl.zeros([BLOCK_D], tl.float32)
+        for step in range(run * depth, tl.minimum(tiles, run * depth + depth)):
+            first_part, second_part, _, _, _ = _backward_tile(
+                step * blocks + block, mean, logvar, prior_mean, prior_logvar, dz, dkl, seed, example_ids, dmean,
+                dlogvar, examples, columns, inner, mean_row, mean_segment, logvar_row, logvar_segment, prior_mean_row,
+                prior_logvar_row, grad_row, grad_segment, samples, first, ELEMENTWISE, SEGMENTED, BLOCK_N, BLOCK_D,
+            )
+            of_mean += tl.sum(first_part, axis=0)
+            of_logvar += tl.sum(second_part, axis=0)
+        cols = block * BLOCK_D + tl.arange(0, BLOCK_D)
+        to = run.to(tl.int64) * columns + cols
+        if dprior_mean is not None:
+            tl.store(dprior_mean + to, of_mean, mask=cols < columns)
+        if dprior_logvar is not None:
+            tl.store(dprior_logvar + to, of_logvar, mask=cols < columns)
+    else:
+        first_part, second_part, rows, cols, inside = _backward_tile(
+            tl.program_id(0), mean, logvar, prior_mean, prior_logvar, dz, dkl, seed, example_ids, dmean, dlogvar,
+            examples, columns, inner, mean_row, mean_segment, logvar_row, logvar_segment, prior_mean_row,
+            prior_logvar_row, grad_row, grad_segment, samples, first, ELEMENTWISE, SEGMENTED, BLOCK_N, BLOCK_D,
+        )
+        to = rows[:, None] * columns + cols[None, :]
+        if dprior_mean is not None:
+            tl.store(dprior_mean + to, first_part.to(dprior_mean.dtype.element_ty), mask=inside)
+        if dprior_logvar is not None:
+            tl.store(dprior_logvar + to, second_part.to(dprior_logvar.dtype.element_ty), mask=inside)
+    # fmt: on
 
 
 def forward(
     mean: torch.Tensor,
     logvar: torch.Tensor,
+    prior_mean: torch.Tensor | None,
+    prior_logvar: torch.Tensor | None,
     seed: torch.Tensor,
     example_ids: torch.Tensor | None,
     samples: int,
     first: int,
     elementwise: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """z [S, N, D] and kl [N] (elementwise [N, D]) of mean and logvar [N, O, I], whose last stride is 1."""
+    """z [S, N, D] and kl [N] (elementwise [N, D]) of mean and logvar [N, O, I], whose last stride is 1; so is that of
+    the prior's parameters, [N, D] or [1, D] or None."""
     examples, segments, inner = mean.shape
     columns = segments * inner
     z = torch.empty((samples, examples, columns), dtype=mean.dtype, device=mean.device)
@@ -173,6 +309,8 @@ def forward(
             forward_kernel[(tiles, min(samples, max(1, 1024 // tiles)))](
                 mean,
                 logvar,
+                prior_mean,
+                prior_logvar,
                 seed,
                 example_ids,
                 z,
@@ -182,6 +320,8 @@ def forward(
                 inner,
                 *mean.stride()[:2],
                 *logvar.stride()[:2],
+                _row_stride(prior_mean),
+                _row_stride(prior_logvar),
                 samples,
                 first,
                 ELEMENTWISE=elementwise,
@@ -199,6 +339,8 @@ def forward(
 def backward(
     mean: torch.Tensor,
     logvar: torch.Tensor,
+    prior_mean: torch.Tensor | None,
+    prior_logvar: torch.Tensor | None,
     dz: torch.Tensor | None,
     dkl: torch.Tensor | None,
     seed: torch.Tensor,
@@ -207,73 +349,120 @@ def backward(
     first: int,
     dmean: torch.Tensor,
     dlogvar: torch.Tensor,
+    dprior_mean: torch.Tensor | None,
+    dprior_logvar: torch.Tensor | None,
 ) -> None:
-    """Write dmean and dlogvar [N, O, I] (one pair of strides); dz and dkl are contiguous, or None."""
+    """Write dmean and dlogvar [N, O, I] (one pair of strides) and the prior's gradients, as long as its parameters, or
+    None; dz and dkl are contiguous, or None."""
     examples, segments, inner = mean.shape
     columns = segments * inner
+    wanted = [gradient for gradient in (dprior_mean, dprior_logvar) if gradient is not None]
     if not dmean.numel():
+        for gradient in wanted:
+            gradient.zero_()
         return
-    block_n, block_d = tile(columns)
+    shared = examples > 1 and bool(wanted) and all(gradient.shape[0] == 1 for gradient in wanted)
+    block_n, block_d = tile(columns, shared)
+    pieces, tiles = -(-columns // block_d), -(-examples // block_n)
+    depth = -(-tiles // RUNS) if shared else 1
+    runs = -(-tiles // depth)
+    # what is written: [runs, D] of partial sums; [N, D] where one parameter is shared and the other is not
+    rows = runs if shared else examples
+    parts = [_parts(gradient, rows) for gradient in (dprior_mean, dprior_logvar)]
     with torch.cuda.device_of(mean):
-        backward_kernel[(-(-examples // block_n) * -(-columns // block_d),)](
+        backward_kernel[(runs * pieces,)](
             mean,
             logvar,
+            prior_mean,
+            prior_logvar,
             dz,
             dkl,
             seed,
             example_ids,
             dmean,
             dlogvar,
+            *parts,
             examples,
             columns,
             inner,
             *mean.stride()[:2],
             *logvar.stride()[:2],
+            _row_stride(prior_mean),
+            _row_stride(prior_logvar),
             *dmean.stride()[:2],
             samples,
             first,
+            depth,
             ELEMENTWISE=dkl is not None and dkl.ndim == 2,
             SEGMENTED=segments > 1,
+            SHARED=shared,
             BLOCK_N=block_n,
             BLOCK_D=block_d,
             num_warps=4,
             enable_fp_fusion=True,
         )
+    for gradient, part in zip((dprior_mean, dprior_logvar), parts, strict=True):
+        if gradient is not None and part is not gradient:
+            gradient.copy_(part.sum(0, keepdim=True))
 
 
-def tile(columns: int) -> tuple[int, int]:
-    """Rows and columns of a program: powers of two, by the number of columns only."""
-    block_d = min(TILE, max(4, triton.next_power_of_2(columns)))
-    return TILE // block_d, block_d
+def _row_stride(parameter: torch.Tensor | None) -> int:
+    return 0 if parameter is None or parameter.shape[0] == 1 else parameter.stride(0)
+
+
+def _parts(gradient: torch.Tensor | None, rows: int) -> torch.Tensor | None:
+    """The gradient itself, or room for float32 parts of it."""
+    if gradient is None or gradient.shape[0] == rows:
+        return gradient
+    return torch.empty((rows, gradient.shape[1]), dtype=torch.float32, device=gradient.device)
+
+
+def tile(columns: int, shared: bool = False) -> tuple[int, int]:
+    """Rows and columns of a program: powers of two, by the number of columns only; half a tile where a loop over tiles
+    keeps sums as well."""
+    size = TILE // 2 if shared else TILE
+    block_d = min(size, max(4, triton.next_power_of_2(columns)))
+    return size // block_d, block_d
 
 
 def aot_configurations() -> list[dict]:
-    """What is launched: both kernels, the dtypes, short, middling and long rows, moments in segments, element KL."""
-    variants = [("fp32", 256, False, False), ("fp32", 4, False, False), ("fp32", 2048, False, False)]
-    variants += [("bf16", 256, False, False), ("fp16", 256, False, False), ("fp32", 64, True, True)]
+    """What is launched: both kernels, the dtypes, short, middling and long rows, moments in segments, element KL, a
+    prior of every example and one that they share."""
+    variants = [("fp32", 256, ""), ("fp32", 4, ""), ("fp32", 2048, ""), ("bf16", 256, ""), ("fp16", 256, "")]
+    variants += [("fp32", 64, "segmented element"), ("fp32", 256, "prior"), ("bf16", 256, "prior")]
+    variants += [("fp32", 4, "shared"), ("fp32", 256, "shared"), ("bf16", 2048, "shared")]
     return [
-        _configuration(kernel, dtype, columns, segmented, elementwise)
-        for dtype, columns, segmented, elementwise in variants
+        _configuration(kernel, dtype, columns, variant)
+        for dtype, columns, variant in variants
         for kernel in ("backward_kernel", "forward_kernel")
+        if kernel == "backward_kernel" or variant != "shared"
     ]
 
 
-def _configuration(kernel: str, dtype: str, columns: int, segmented: bool, elementwise: bool) -> dict:
+def _configuration(kernel: str, dtype: str, columns: int, variant: str) -> dict:
     value, number = f"*{dtype}", "i32"
-    forwards = kernel == "forward_kernel"
+    forwards, given, shared = kernel == "forward_kernel", variant in ("prior", "shared"), variant == "shared"
     arguments = {"mean": value, "logvar": value}
+    arguments |= dict.fromkeys(("prior_mean", "prior_logvar"), value if given else None)
     arguments |= {} if forwards else {"dz": value, "dkl": "*fp32"}
     arguments |= {"seed": "*i64", "example_ids": "*i64"}
     arguments |= {"z": value, "kl": "*fp32"} if forwards else {"dmean": value, "dlogvar": value}
+    if not forwards:
+        part = "*fp32" if shared else value
+        arguments |= dict.fromkeys(("dprior_mean", "dprior_logvar"), part if given else None)
     sizes = ["examples", "columns", "inner", "mean_row", "mean_segment", "logvar_row", "logvar_segment"]
+    sizes += ["prior_mean_row", "prior_logvar_row"]
     sizes += [] if forwards else ["grad_row", "grad_segment"]
-    arguments |= dict.fromkeys([*sizes, "samples", "first"], number)
-    block_n, block_d = tile(columns)
+    arguments |= dict.fromkeys([*sizes, "samples", "first", *([] if forwards else ["depth"])], number)
+    block_n, block_d = tile(columns, shared)
+    constants = {"ELEMENTWISE": "element" in variant, "SEGMENTED": "segmented" in variant}
+    constants |= {} if forwards else {"SHARED": shared}
+    free = ("examples", "samples", "first", "depth")
     return {
         "kernel": kernel,
-        "name": f"{dtype} {block_n}x{block_d}{' segmented' * segmented}{' element' * elementwise}",
+        "name": f"{dtype} {block_n}x{block_d} {variant}".strip(),
         "signature": arguments,
-        "constexprs": {"ELEMENTWISE": elementwise, "SEGMENTED": segmented, "BLOCK_N": block_n, "BLOCK_D": block_d},
-        "divisible": [name for name in arguments if name not in ("examples", "samples", "first")],
+        "constexprs": {**constants, "BLOCK_N": block_n, "BLOCK_D": block_d},
+        "divisible": [name for name, kind in arguments.items() if kind is not None and name not in free],
         "num_warps": 4,
     }

@@ -21,6 +21,7 @@ def reparameterize_kl(
     shape: list[int],
     mean: Strided,
     logvar: Strided,
+    prior: list[tuple[Span, int, bool] | None],
     noise: Noise,
     z: Span,
     kl: Span,
@@ -32,12 +33,14 @@ def reparameterize_kl_backward(
     shape: list[int],
     mean: Strided,
     logvar: Strided,
+    prior: list[tuple[Span, int, bool] | None],
     noise: Noise,
     dz: Span | None,
     dkl: Span | None,
     elementwise: bool,
     dmean: Span,
     dlogvar: Span | None,
+    dprior: list[tuple[Span, bool] | None],
     threads: int,
 ) -> None: ...
 

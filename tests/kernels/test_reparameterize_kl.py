@@ -96,7 +96,7 @@ def test_noise_is_the_same_in_every_tile_and_in_backward(monkeypatch: pytest.Mon
     zeros = torch.zeros(10, 130)
     draws = []
     for tile in ((4, 256), (8, 64), (2, 1024)):
-        monkeypatch.setattr(kernels, "tile", lambda _, tile=tile: tile)
+        monkeypatch.setattr(kernels, "tile", lambda *_, tile=tile: tile)
         logvar = zeros.clone().requires_grad_()
         with use_backend("triton"):
             z, _ = ops.reparameterize_kl(zeros, logvar, seed=12)

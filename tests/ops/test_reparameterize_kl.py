@@ -7,35 +7,14 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from ferrovae import ops, use_backend
-from ferrovae.ops import _philox, _reparameterize_kl
+from ferrovae.ops import _reparameterize_kl
 from ferrovae.ops._registry import Kernel
+from ops.reparameterize_kl_truth import TOLERANCE, graded, noise, truth
 
 BACKENDS = ["reference", "rust"]
 SHAPES = [(0, 4), (4, 0), (1, 1), (3, 2), (17, 63), (64, 8), (5, 3, 7), (2, 2500)]
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
-
-
-def noise(seed: int, ids: Tensor, samples: int, columns: int, first: int = 0) -> Tensor:
-    """eps [S, N, D] in float64."""
-    return _philox.normals(torch.tensor([seed]), ids, torch.arange(first, first + samples), columns).double()
-
-
-def truth(mean: Tensor, logvar: Tensor, eps: Tensor, batch_dims: int = 1) -> tuple[Tensor, Tensor]:
-    """The definition, in float64; eps [S, ...] or [...]."""
-    kl = 0.5 * (mean.square() + torch.expm1(logvar) - logvar)
-    return mean + torch.exp(logvar / 2) * eps, kl.flatten(batch_dims).sum(-1) if kl.ndim > batch_dims else kl
-
-
-def graded(function, *inputs: Tensor) -> list[Tensor]:
-    """Outputs, and gradients of a fixed linear form of them."""
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    outputs = function(*leaves)
-    weights = [(torch.arange(out.numel()) % 7 - 2.0).reshape(out.shape) for out in outputs]  # exact in every dtype
-    loss = sum((out.double() * weight).sum() for out, weight in zip(outputs, weights, strict=True))
-    return [out.detach() for out in outputs] + list(torch.autograd.grad(loss, leaves))
 
 
 def assert_near(ours: list[Tensor], exact: list[Tensor], dtype: torch.dtype) -> None:
@@ -81,9 +60,10 @@ def test_batch_dims_and_reduction(batch_dims: int, kl_reduction: str, backend: s
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("extreme", [-80.0, 80.0])
-def test_extreme_variances(extreme: float, dtype: torch.dtype, backend: str) -> None:
+@pytest.mark.parametrize(("dtype", "extreme"), [(torch.float32, 80.0), (torch.bfloat16, 80.0), (torch.float16, 10.0)])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_extreme_variances(dtype: torch.dtype, extreme: float, sign: int, backend: str) -> None:
+    extreme = sign * extreme
     mean, logvar = torch.randn(3, 5).to(dtype), torch.full((3, 5), extreme, dtype=dtype)
     eps = noise(4, torch.arange(3), 1, 5).squeeze(0)
     with use_backend(backend):
@@ -133,36 +113,6 @@ def test_moments_are_not_copied() -> None:
         assert _halves(source, dim, batch_dims).data_ptr() == source.data_ptr()
 
 
-PRIORS = [((5,), (5,)), ((), (3, 5)), ((3, 1), None), (None, (7, 1, 1)), ((7, 3, 5), (1,))]
-
-
-@pytest.mark.parametrize("shapes", PRIORS)
-@pytest.mark.parametrize("kl_reduction", ["example", "element"])
-@pytest.mark.parametrize("moments", [False, True])
-def test_learned_prior(shapes: tuple[tuple[int, ...] | None, ...], kl_reduction: str, moments: bool) -> None:
-    mean, logvar = torch.randn(7, 3, 5), torch.randn(7, 3, 5)
-    given = [torch.randn(shape) for shape in shapes if shape is not None]
-    names = [name for name, shape in zip(("prior_mean", "prior_logvar"), shapes, strict=True) if shape is not None]
-
-    def ours(m: Tensor, v: Tensor, *prior: Tensor) -> tuple[Tensor, Tensor]:
-        options = dict(zip(names, prior, strict=True)) | {"seed": 8, "kl_reduction": kl_reduction}
-        if moments:
-            return ops.reparameterize_kl_from_moments(torch.cat([m, v], 1), **options)
-        return ops.reparameterize_kl(m, v, **options)
-
-    def exact(m: Tensor, v: Tensor, *prior: Tensor) -> tuple[Tensor, Tensor]:
-        values = dict(zip(names, prior, strict=True))
-        zero = torch.zeros((), dtype=torch.float64)
-        p = torch.distributions.Normal(values.get("prior_mean", zero), torch.exp(values.get("prior_logvar", zero) / 2))
-        kl = torch.distributions.kl_divergence(torch.distributions.Normal(m, torch.exp(v / 2)), p)
-        z = truth(m, v, noise(8, torch.arange(7), 1, 15).reshape(m.shape))[0]
-        return z, kl if kl_reduction == "element" else kl.flatten(1).sum(1)
-
-    inputs = (mean, logvar, *given)
-    for mine, expected in zip(graded(ours, *inputs), graded(exact, *(x.double() for x in inputs)), strict=True):
-        torch.testing.assert_close(mine.double(), expected, rtol=1e-5, atol=1e-4)
-
-
 CASES = {
     "plain": {},
     "samples": {"num_samples": 2, "first_sample": 1},
@@ -209,50 +159,24 @@ def layouts() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own doing
-@pytest.mark.parametrize("layout", layouts())
-def test_opcheck(layout: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "learned"), [*((layout, False) for layout in layouts()), ("plain", True), ("half", True)]
+)
+def test_opcheck(layout: str, learned: bool) -> None:
     mean, logvar = (tensor.requires_grad_() for tensor in layouts()[layout])
+    prior = (
+        (torch.randn(1, 5, requires_grad=True), torch.randn_like(mean, requires_grad=True)) if learned else (None,) * 2
+    )
     seed, ids = torch.tensor([5]), torch.arange(mean.shape[0]) * 2
     forward, backward = _reparameterize_kl.from_pair.overload, _reparameterize_kl._from_pair_backward.overload
-    torch.library.opcheck(forward, (mean, logvar, seed, ids, 2, 0, False, "auto"))
+    torch.library.opcheck(forward, (mean, logvar, *prior, seed, ids, 2, 0, False, "auto"))
     dz = torch.randn(2, *mean.shape, dtype=mean.dtype, requires_grad=True)
     dkl = torch.randn(mean.shape[0], requires_grad=True)
-    torch.library.opcheck(backward, (mean, logvar, dz, dkl, seed, None, 2, 0, "auto"))
+    torch.library.opcheck(backward, (mean, logvar, *prior, dz, dkl, seed, None, 2, 0, True, "auto"))
     moments = torch.stack([mean, logvar]).detach().movedim(0, 1).unsqueeze(1).requires_grad_()
     forward, backward = _reparameterize_kl.from_moments.overload, _reparameterize_kl._from_moments_backward.overload
-    torch.library.opcheck(forward, (moments, seed, None, 2, 0, True, "auto"))
-    torch.library.opcheck(backward, (moments, dz, None, seed, ids, 2, 0, "auto"))
-
-
-@pytest.mark.parametrize("moments", [False, True])
-def test_compiles_without_graph_breaks_for_any_batch_size(moments: bool) -> None:
-    torch.compiler.reset()
-
-    def step(mean: Tensor, logvar: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
-        if moments:
-            return ops.reparameterize_kl_from_moments(torch.cat([mean, logvar], 1), seed=seed, num_samples=2)
-        return ops.reparameterize_kl(mean, logvar, seed=seed, num_samples=2)
-
-    frames = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(step, fullgraph=True, backend=frames)
-    for batch in (4, 5, 9, 17):
-        inputs = [torch.randn(batch, 6), torch.randn(batch, 6)]
-        seed = torch.tensor([batch])
-        ours = graded(lambda m, v, seed=seed: compiled(m, v, seed), *inputs)
-        eager = graded(lambda m, v, seed=seed: step(m, v, seed), *inputs)
-        assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True))
-    assert frames.frame_count <= 2
-
-
-def test_compiled_calls_draw_new_seeds() -> None:
-    torch.compiler.reset()
-    compiled = torch.compile(lambda x: ops.reparameterize_kl(x, x)[0], fullgraph=True, backend="aot_eager")
-    zeros = torch.zeros(2, 3)
-    torch.manual_seed(1)
-    first, second = compiled(zeros), compiled(zeros)
-    torch.manual_seed(1)
-    assert torch.equal(first, compiled(zeros))
-    assert not torch.equal(first, second)
+    torch.library.opcheck(forward, (moments, *prior, seed, None, 2, 0, True, "auto"))
+    torch.library.opcheck(backward, (moments, *prior, dz, dkl, seed, ids, 2, 0, True, "auto"))
 
 
 @pytest.mark.parametrize("chosen", BACKENDS)
@@ -272,15 +196,3 @@ def test_backward_runs_where_forward_ran(chosen: str, monkeypatch: pytest.Monkey
         (grad,) = torch.autograd.grad(z.sum() + kl.sum(), mean, create_graph=True)
         grad.sum().backward()
     assert mean.grad is not None
-
-
-def test_checkpointing_draws_the_same_noise() -> None:
-    from torch.utils.checkpoint import checkpoint
-
-    mean = torch.randn(4, 3, requires_grad=True)
-    grads = []
-    for run in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=False)):
-        torch.manual_seed(5)
-        z = run(lambda x: ops.reparameterize_kl(x, x)[0].square(), mean)
-        grads.append(torch.autograd.grad(z.sum(), mean)[0])
-    assert torch.equal(*grads)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ferrovae.ops import _checks
 from ferrovae.ops._reparameterize_kl import from_moments, from_pair
+from ferrovae.ops._reparameterize_kl_reference import work
 
 Reduction = Literal["example", "element"]
 
@@ -40,7 +41,8 @@ def reparameterize_kl(
         batch_dims: how many leading dimensions count examples; the others are the D dimensions of an example.
         num_samples: draw S samples: z gets a new first dimension. Sample 0 is the draw of a call without it.
         first_sample: number of the first sample, so that samples drawn in parts have the bits of one draw.
-        prior_mean, prior_logvar: a normal prior other than N(0, I), broadcast to mean; differentiable as well.
+        prior_mean, prior_logvar: a normal prior other than N(0, I), floating point, broadcast to mean; differentiable
+            as well. One that the examples share, as `(D,)`, is never expanded over them.
         kl_reduction: `"example"` sums the KL over the dimensions of an example; `"element"` keeps them.
         seed: int64 `(1,)` (or an int): fixes eps on every device. Without it the seed is drawn from `generator`, or
             from torch's generator of the device, as `torch.manual_seed` sets it.
@@ -68,10 +70,9 @@ def reparameterize_kl(
     draws = _draws(name, mean, batch_dims, num_samples, first_sample, seed, example_ids, generator)
     _check_kl(name, mean, prior_mean, prior_logvar, kl_reduction)
     rows = math.prod(mean.shape[:batch_dims]), math.prod(mean.shape[batch_dims:])
+    prior = _rows(prior_mean, mean, batch_dims), _rows(prior_logvar, mean, batch_dims)
     elementwise = kl_reduction == "element"
-    z, kl = from_pair(mean.reshape(rows), logvar.reshape(rows), *draws, elementwise)
-    if prior_mean is not None or prior_logvar is not None:
-        kl = _kl_to_prior(mean, logvar, prior_mean, prior_logvar, batch_dims, elementwise)
+    z, kl = from_pair(mean.reshape(rows), logvar.reshape(rows), *prior, *draws, elementwise)
     return _shaped(z, kl, mean.shape, batch_dims, num_samples, elementwise)
 
 
@@ -113,13 +114,12 @@ def reparameterize_kl_from_moments(
         raise ValueError(
             f"{name}: moments are {_checks.shape(moments)}, expected an even size (mean and logvar) in dim {dim}"
         )
-    mean, logvar = moments.chunk(2, dim) if moments.shape[dim] else (moments, moments)
+    mean = moments.narrow(dim, 0, moments.shape[dim] // 2)
     draws = _draws(name, mean, batch_dims, num_samples, first_sample, seed, example_ids, generator)
     _check_kl(name, mean, prior_mean, prior_logvar, kl_reduction)
+    prior = _rows(prior_mean, mean, batch_dims), _rows(prior_logvar, mean, batch_dims)
     elementwise = kl_reduction == "element"
-    z, kl = from_moments(_halves(moments, dim, batch_dims), *draws, elementwise)
-    if prior_mean is not None or prior_logvar is not None:
-        kl = _kl_to_prior(mean, logvar, prior_mean, prior_logvar, batch_dims, elementwise)
+    z, kl = from_moments(_halves(moments, dim, batch_dims), *prior, *draws, elementwise)
     return _shaped(z, kl, mean.shape, batch_dims, num_samples, elementwise)
 
 
@@ -180,27 +180,17 @@ def _check_kl(
             _checks.broadcasts(name, label, value, "mean", mean)
 
 
-def _kl_to_prior(
-    mean: Tensor,
-    logvar: Tensor,
-    prior_mean: Tensor | None,
-    prior_logvar: Tensor | None,
-    batch_dims: int,
-    elementwise: bool,
-) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(prior_mean, exp(prior_logvar))), in plain torch."""
-    work = torch.float64 if mean.dtype == torch.float64 else torch.float32
-    difference, ratio = mean.to(work), logvar.to(work)
-    if prior_mean is not None:
-        difference = difference - prior_mean.to(work)
-    if prior_logvar is not None:
-        difference = difference * torch.exp(prior_logvar.to(work) * -0.5)
-        ratio = ratio - prior_logvar.to(work)
-    terms = 0.5 * (difference.square() + (torch.expm1(ratio) - ratio))
-    if elementwise or batch_dims == mean.ndim:
-        return terms
-    exact = torch.float64 if mean.device.type == "cpu" else work
-    return terms.sum(tuple(range(batch_dims, mean.ndim)), dtype=exact).to(work)
+def _rows(parameter: Tensor | None, mean: Tensor, batch_dims: int) -> Tensor | None:
+    """A parameter of the prior as [N, D], or as [1, D] where all examples share it."""
+    if parameter is None:
+        return None
+    if parameter.dtype != mean.dtype:
+        parameter = parameter.to(work(mean.dtype))
+    batch = max(0, batch_dims - (mean.ndim - parameter.ndim))
+    if all(size == 1 for size in parameter.shape[:batch]):
+        shape = mean.shape[batch_dims:]
+        return parameter.reshape(parameter.shape[batch:]).expand(shape).reshape(1, math.prod(shape))
+    return parameter.expand(mean.shape).reshape(math.prod(mean.shape[:batch_dims]), math.prod(mean.shape[batch_dims:]))
 
 
 def _shaped(

@@ -1,6 +1,8 @@
 //! Binding of `reparameterize_kl`.
 
-use ferrovae_core::reparameterize_kl::{Draws, Gradients, Layout, Number, Rows, backward, forward};
+use ferrovae_core::reparameterize_kl::{
+    Draws, Gradients, Layout, Number, Parameter, ParameterMut, Prior, Rows, backward, forward,
+};
 use ferrovae_core::{Error, Result, simd};
 use half::{bf16, f16};
 use pyo3::prelude::*;
@@ -12,6 +14,11 @@ use crate::memory::{Span, read, write};
 type Strided = (Span, usize, usize);
 /// Seed, example ids, number of samples, first sample.
 type Noise = (i64, Option<Span>, usize, u32);
+
+/// A parameter of the prior: span, stride of examples, whether in the type that is computed in.
+type Given = Option<(Span, usize, bool)>;
+/// Room for its gradient.
+type Wanted = Option<(Span, bool)>;
 
 /// The tensor's rows.
 ///
@@ -31,6 +38,38 @@ unsafe fn rows<'a, T>((span, example_stride, segment_stride): Strided, shape: [u
 unsafe fn draws<'a>((seed, example_ids, samples, first): Noise) -> Draws<'a> {
     // SAFETY: the caller's promise.
     Draws { seed, example_ids: example_ids.map(|span| unsafe { read(span) }), samples, first }
+}
+
+/// A parameter of the prior.
+///
+/// # Safety
+/// As [`read`].
+unsafe fn parameter<'a, T: Number>(given: Given, shape: [usize; 3]) -> Result<Option<Parameter<'a, T>>> {
+    let Some((span, example_stride, wide)) = given else { return Ok(None) };
+    let (place, shape) = ((span, example_stride, 0), [shape[0], 1, shape[1] * shape[2]]);
+    // SAFETY: the caller's promise.
+    Ok(Some(unsafe {
+        if wide { Parameter::Wide(rows(place, shape)?) } else { Parameter::Narrow(rows(place, shape)?) }
+    }))
+}
+
+/// The prior.
+///
+/// # Safety
+/// As [`read`].
+unsafe fn prior<'a, T: Number>([mean, logvar]: [Given; 2], shape: [usize; 3]) -> Result<Prior<'a, T>> {
+    // SAFETY: the caller's promise.
+    unsafe { Ok(Prior { mean: parameter(mean, shape)?, logvar: parameter(logvar, shape)? }) }
+}
+
+/// Room for the gradient of a parameter of the prior.
+///
+/// # Safety
+/// As [`write`].
+unsafe fn parameter_mut<'a, T: Number>(wanted: Wanted) -> Option<ParameterMut<'a, T>> {
+    let (span, wide) = wanted?;
+    // SAFETY: the caller's promise.
+    Some(unsafe { if wide { ParameterMut::Wide(write(span)) } else { ParameterMut::Narrow(write(span)) } })
 }
 
 /// Runs `$body` with `$number` the element type named `$dtype`.
@@ -65,6 +104,7 @@ fn reparameterize_kl(
     shape: [usize; 3],
     mean: Strided,
     logvar: Strided,
+    of_prior: [Given; 2],
     noise: Noise,
     z: Span,
     kl: Span,
@@ -76,7 +116,8 @@ fn reparameterize_kl(
         with_number!(dtype, T => {
             let (mean, logvar) = (rows::<T>(mean, shape)?, rows::<T>(logvar, shape)?);
             let (z, kl) = (write::<T>(z), write::<<T as Number>::Work>(kl));
-            forward(simd::level(), mean, logvar, draws(noise), z, kl, elementwise, threads)
+            let prior = prior::<T>(of_prior, shape)?;
+            forward(simd::level(), mean, logvar, prior, draws(noise), z, kl, elementwise, threads)
         })
     })
     .map_err(to_python)
@@ -90,12 +131,14 @@ fn reparameterize_kl_backward(
     shape: [usize; 3],
     mean: Strided,
     logvar: Strided,
+    of_prior: [Given; 2],
     noise: Noise,
     dz: Option<Span>,
     dkl: Option<Span>,
     elementwise: bool,
     dmean: Span,
     dlogvar: Option<Span>,
+    dprior: [Wanted; 2],
     threads: usize,
 ) -> PyResult<()> {
     // SAFETY: as above.
@@ -107,7 +150,8 @@ fn reparameterize_kl_backward(
                 Some(dlogvar) => Gradients::Pair(write::<T>(dmean), write::<T>(dlogvar)),
                 None => Gradients::Moments(write::<T>(dmean)),
             };
-            backward(simd::level(), mean, logvar, draws(noise), dz, dkl, elementwise, gradients, threads)
+            let (prior, draws, dprior) = (prior::<T>(of_prior, shape)?, draws(noise), dprior.map(|to| parameter_mut(to)));
+            backward(simd::level(), mean, logvar, prior, draws, dz, dkl, elementwise, gradients, dprior, threads)
         })
     })
     .map_err(to_python)

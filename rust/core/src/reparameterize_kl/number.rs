@@ -1,5 +1,6 @@
 //! The element types: `f32`, `f64`, `bf16` and `f16`, computed in `f32` (`f64` for `f64`).
 
+use std::fmt::Debug;
 use std::ops::{Add, Mul, Sub};
 
 use half::{bf16, f16};
@@ -21,7 +22,7 @@ pub trait Real: Number<Work = Self> + Add<Output = Self> + Sub<Output = Self> + 
 }
 
 /// An element of a tensor.
-pub trait Number: Copy + Send + Sync {
+pub trait Number: Copy + Send + Sync + Debug {
     /// What it is computed in.
     type Work: Real;
     /// Exactly.

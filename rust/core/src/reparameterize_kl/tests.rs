@@ -22,11 +22,11 @@ fn all(level: Level, values_of: &[f32], layout: Layout, samples: usize, threads:
     let rows = |start: usize| Rows::new(&values_of[start.min(values_of.len())..], layout).unwrap();
     let (mean, logvar) = (rows(0), rows(layout.inner));
     let (mut z, mut kl) = (vec![f32::NAN; samples * size], vec![f32::NAN; layout.examples]);
-    forward(level, mean, logvar, draws(samples), &mut z, &mut kl, false, threads).unwrap();
+    forward(level, mean, logvar, Prior::STANDARD, draws(samples), &mut z, &mut kl, false, threads).unwrap();
     let (dz, dkl) = (values(z.len(), 77), values(kl.len(), 78));
     let mut gradient = vec![f32::NAN; 2 * size];
     let target = Gradients::Moments(&mut gradient);
-    backward(level, mean, logvar, draws(samples), Some(&dz), Some(&dkl), false, target, threads).unwrap();
+    backward(level, mean, logvar, Prior::STANDARD, draws(samples), Some(&dz), Some(&dkl), false, target, [None, None], threads).unwrap();
     [z, kl, gradient]
 }
 
@@ -76,10 +76,10 @@ fn wrong_lengths_are_errors() {
     assert!(Rows::new(&values[..8], layout).is_err());
     let (mean, logvar) = (Rows::new(&values, layout).unwrap(), Rows::new(&values[3..], layout).unwrap());
     let (mut z, mut kl) = ([0.0; 6], [0.0; 2]);
-    assert!(forward(Level::Portable, mean, logvar, draws(1), &mut z[..5], &mut kl, false, 1).is_err());
-    assert!(forward(Level::Portable, mean, logvar, draws(1), &mut z, &mut kl, true, 1).is_err());
+    assert!(forward(Level::Portable, mean, logvar, Prior::STANDARD, draws(1), &mut z[..5], &mut kl, false, 1).is_err());
+    assert!(forward(Level::Portable, mean, logvar, Prior::STANDARD, draws(1), &mut z, &mut kl, true, 1).is_err());
     let ids = Draws { example_ids: Some(&[1]), ..draws(1) };
-    assert!(forward(Level::Portable, mean, logvar, ids, &mut z, &mut kl, false, 1).is_err());
+    assert!(forward(Level::Portable, mean, logvar, Prior::STANDARD, ids, &mut z, &mut kl, false, 1).is_err());
     let target = Gradients::Pair(&mut z, &mut kl);
-    assert!(backward(Level::Portable, mean, logvar, draws(1), None, None, false, target, 1).is_err());
+    assert!(backward(Level::Portable, mean, logvar, Prior::STANDARD, draws(1), None, None, false, target, [None, None], 1).is_err());
 }
