@@ -4,11 +4,17 @@
 #![allow(clippy::unnecessary_wraps)]
 
 mod bernoulli_log_prob;
+mod categorical_log_prob;
+mod continuous_bernoulli_log_prob;
 mod data;
 mod errors;
 mod evidence;
+mod gaussian_log_prob;
 mod memory;
 mod nearest_code;
+mod negative_binomial_log_prob;
+mod poisson_log_prob;
+mod reduction;
 mod reparameterize_kl;
 
 use pyo3::prelude::*;
@@ -25,7 +31,12 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DataError", module.py().get_type::<errors::DataError>())?;
     module.add_function(wrap_pyfunction!(simd_level, module)?)?;
     bernoulli_log_prob::register(module)?;
+    categorical_log_prob::register(module)?;
+    continuous_bernoulli_log_prob::register(module)?;
+    gaussian_log_prob::register(module)?;
     nearest_code::register(module)?;
+    negative_binomial_log_prob::register(module)?;
+    poisson_log_prob::register(module)?;
     reparameterize_kl::register(module)?;
     evidence::register(module)?;
     data::register(module)
