@@ -90,9 +90,7 @@ def continuous_bernoulli_log_prob_backward(
     d_second: Typed | None,
     threads: int,
 ) -> None: ...
-def gaussian_log_prob(
-    x: Rows, first: Rows, second: Rows | None, columns: int, out: Typed, threads: int
-) -> None: ...
+def gaussian_log_prob(x: Rows, first: Rows, second: Rows | None, columns: int, out: Typed, threads: int) -> None: ...
 def gaussian_log_prob_backward(
     x: Rows,
     first: Rows,
@@ -116,9 +114,7 @@ def negative_binomial_log_prob_backward(
     d_second: Typed | None,
     threads: int,
 ) -> None: ...
-def poisson_log_prob(
-    x: Rows, first: Rows, second: Rows | None, columns: int, out: Typed, threads: int
-) -> None: ...
+def poisson_log_prob(x: Rows, first: Rows, second: Rows | None, columns: int, out: Typed, threads: int) -> None: ...
 def poisson_log_prob_backward(
     x: Rows,
     first: Rows,

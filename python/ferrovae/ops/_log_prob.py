@@ -21,16 +21,16 @@ def checked(operation: str, x: Any, name: str, parameter: Any, batch_dims: int) 
         raise TypeError(f"{operation}: x is {x.dtype}, expected bool, integers or floating point")
     if x.device != parameter.device:
         raise ValueError(f"{operation}: x is on {x.device}, expected {parameter.device}, where {name} {verb}")
-    shape = _checks.shape(parameter)
     if not 0 <= batch_dims <= parameter.ndim:
         raise ValueError(
-            f"{operation}: batch_dims is {batch_dims}, expected 0 to {parameter.ndim} for {name} {shape}"
+            f"{operation}: batch_dims is {batch_dims}, expected 0 to {parameter.ndim} "
+            f"for {name} {_checks.shape(parameter)}"
         )
     squeezed = fitting(x, parameter.shape, batch_dims)
     if squeezed is None:
         raise ValueError(
-            f"{operation}: x is {_checks.shape(x)}, expected {shape} to match {name}; of the {batch_dims} batch "
-            "dimensions leading ones may be 1, all but one may be missing"
+            f"{operation}: x is {_checks.shape(x)}, expected {_checks.shape(parameter)} to match {name}; of the "
+            f"{batch_dims} batch dimensions leading ones may be 1, all but one may be missing"
         )
     return squeezed
 

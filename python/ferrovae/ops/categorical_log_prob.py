@@ -1,4 +1,4 @@
-"""`categorical_log_prob`: the log-probability of classes under independent categorical distributions given by logits."""
+"""`categorical_log_prob`: the log-probability of classes under independent categoricals given by logits."""
 
 from __future__ import annotations
 
@@ -56,14 +56,15 @@ def _checked(x: Any, logits: Any, batch_dims: int) -> Tensor:
     if x.is_floating_point() or x.is_complex():
         raise TypeError(f"{_NAME}: x is {x.dtype}, expected integer classes, not probabilities or one-hot vectors")
     _checks.same_device(_NAME, "x", x, "logits", logits)
-    shape = _checks.shape(logits)
     if not 0 <= batch_dims < logits.ndim:
         raise ValueError(
-            f"{_NAME}: batch_dims is {batch_dims}, expected 0 to {logits.ndim - 1} for logits {shape}, whose "
-            "dimension behind the batch is the classes"
+            f"{_NAME}: batch_dims is {batch_dims}, expected 0 to {logits.ndim - 1} for logits "
+            f"{_checks.shape(logits)}, whose dimension behind the batch is the classes"
         )
     if logits.shape[batch_dims] == 0:
-        raise ValueError(f"{_NAME}: logits are {shape}, expected at least one class on dimension {batch_dims}")
+        raise ValueError(
+            f"{_NAME}: logits are {_checks.shape(logits)}, expected at least one class on dimension {batch_dims}"
+        )
     due = logits.shape[:batch_dims] + logits.shape[batch_dims + 1 :]
     squeezed = fitting(x, due, batch_dims)
     if squeezed is not None:
@@ -73,8 +74,8 @@ def _checked(x: Any, logits: Any, batch_dims: int) -> Tensor:
             f"{_NAME}: x is {_checks.shape(x)} like the logits, expected classes {tuple(due)}, not one-hot vectors"
         )
     raise ValueError(
-        f"{_NAME}: x is {_checks.shape(x)}, expected {tuple(due)} to match logits {shape}; of the {batch_dims} batch "
-        "dimensions leading ones may be 1, all but one may be missing"
+        f"{_NAME}: x is {_checks.shape(x)}, expected {tuple(due)} to match logits {_checks.shape(logits)}; of the "
+        f"{batch_dims} batch dimensions leading ones may be 1, all but one may be missing"
     )
 
 
@@ -89,10 +90,15 @@ def _shares(logits: Tensor, batch_dims: int) -> tuple[Tensor, Tensor, Tensor]:
     return below, terms, torch.where(most == -math.inf, math.nan, total)
 
 
+def _index(x: Tensor, logits: Tensor, batch_dims: int) -> Tensor:
+    """Class indices `(N, 1, ...)`."""
+    events = logits.shape[batch_dims + 1 :]
+    return x.to(torch.int64).expand(logits.shape[:batch_dims] + events).unsqueeze(batch_dims)
+
+
 def _classes(x: Tensor, logits: Tensor, batch_dims: int) -> tuple[Tensor, Tensor]:
-    """Class indices `(N, 1, ...)` and which of them are none."""
-    shape = logits.shape[:batch_dims] + (1,) + logits.shape[batch_dims + 1 :]
-    index = x.to(torch.int64).expand(logits.shape[:batch_dims] + logits.shape[batch_dims + 1 :]).reshape(shape)
+    """Class indices, and which of them are none; on a CPU `ValueError` when there is such a one."""
+    index = _index(x, logits, batch_dims)
     count = logits.shape[batch_dims]
     outside = (index < 0) | (index >= count)
     if logits.device.type == "cpu" and bool(outside.any()):
@@ -195,7 +201,7 @@ def _differentiate_twice(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ..
     if ctx.needs_input_grad[0]:
         d_logits = (as_columns(grad, logits) * shares * (mean - outer)).to(logits.dtype)
     if ctx.needs_input_grad[2]:
-        index, _ = _classes(x, logits, ctx.batch_dims)
+        index = _index(x, logits, ctx.batch_dims).clamp(0, logits.shape[ctx.batch_dims] - 1)
         chosen = outer.gather(ctx.batch_dims, index) - mean
         d_grad = sum_events(chosen.squeeze(ctx.batch_dims), ctx.batch_dims)
     return d_logits, None, d_grad, None, None

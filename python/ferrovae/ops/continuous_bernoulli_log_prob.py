@@ -78,6 +78,4 @@ def _x_slope(x: Tensor, logits: Tensor) -> Tensor:
     return logits
 
 
-_density = Density(
-    "continuous_bernoulli_log_prob", ("logits",), log_prob=_log_prob, slopes=_slopes, x_slope=_x_slope
-)
+_density = Density("continuous_bernoulli_log_prob", ("logits",), log_prob=_log_prob, slopes=_slopes, x_slope=_x_slope)

@@ -61,6 +61,4 @@ def _x_slope(x: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
     return -_slopes(x, mean, log_sigma)[0]
 
 
-_density = Density(
-    "gaussian_log_prob", ("mean", "log_sigma"), log_prob=_log_prob, slopes=_slopes, x_slope=_x_slope
-)
+_density = Density("gaussian_log_prob", ("mean", "log_sigma"), log_prob=_log_prob, slopes=_slopes, x_slope=_x_slope)

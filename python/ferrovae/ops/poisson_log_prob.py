@@ -50,6 +50,4 @@ def _x_slope(x: Tensor, log_rate: Tensor) -> Tensor:
     return torch.where(x < 0, 0.0, log_rate - torch.digamma(x + 1))
 
 
-_density = Density(
-    "poisson_log_prob", ("log_rate",), log_prob=_log_prob, slopes=_slopes, x_slope=_x_slope, double=True
-)
+_density = Density("poisson_log_prob", ("log_rate",), log_prob=_log_prob, slopes=_slopes, x_slope=_x_slope, double=True)

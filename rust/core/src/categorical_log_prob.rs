@@ -186,7 +186,7 @@ impl<T: Real> Statistics<T> {
             }
             class += 1;
         }
-        self.sums = [0.0; BLOCK];
+        self.sums[..length].fill(0.0);
         class = 0;
         while class < shape.classes {
             self.exponentials::<V, S>(logits, start + class * shape.positions + block.start, length);
@@ -306,6 +306,7 @@ fn term(value: f64, most: f64) -> f64 {
 
 /// value - most, 0 for equal infinities.
 #[inline(always)]
+#[allow(clippy::float_cmp)]
 fn difference(value: f64, most: f64) -> f64 {
     if value == most { 0.0 } else { value - most }
 }
@@ -328,25 +329,29 @@ impl<S: Logits> Kernel for Forward<'_, S> {
         let first = self.rows.start;
         for row in self.rows {
             let (start, mut total, mut at) = (row * classes * positions, 0.0, 0);
+            let x_start = row * positions % self.x.len().max(1);
             while at < positions {
                 let block = at..positions.min(at + BLOCK);
                 statistics.take::<V, S>(self.logits, start, self.shape, &block);
                 let mut lane = 0;
                 while lane < block.len() {
-                    let x = self.x.get((row * positions + at + lane) % self.x.len());
+                    let x = self.x.get(x_start + at + lane);
                     let logit = self.logits.get(start + x * positions + at + lane).into();
                     total += difference(logit, statistics.most[lane].into());
                     lane += 1;
                 }
-                let mut logarithms = [0.0; BLOCK];
                 lane = 0;
                 while lane < block.len() {
                     let sum = statistics.sums[lane];
                     // a NaN has no logarithm of its own here
-                    logarithms[lane] = ln::<V>(sum) + sum * 0.0;
+                    statistics.sums[lane] = ln::<V>(sum) + sum * 0.0;
                     lane += 1;
                 }
-                total -= logarithms.iter().sum::<f64>();
+                lane = 0;
+                while lane < block.len() {
+                    total -= statistics.sums[lane];
+                    lane += 1;
+                }
                 at = block.end;
             }
             self.out.write(row - first, &[total]);
@@ -393,7 +398,7 @@ impl<S: Logits> Kernel for Backward<'_, S> {
                         class += 1;
                     }
                 }
-                self.exact(&statistics, row, offset, grad, &block);
+                self.exact::<V>(&mut statistics, row, offset, grad, &block);
                 at = block.end;
             }
         }
@@ -437,29 +442,40 @@ impl<S: Logits> Backward<'_, S> {
 
     /// What the vectorised loop left inexact: the class of x, whose slope is 1 less its share, and infinite logits.
     #[inline(always)]
-    fn exact(
+    fn exact<V: Lanes>(
         &mut self,
-        statistics: &Statistics<S::Number>,
+        statistics: &mut Statistics<S::Number>,
         row: usize,
         offset: usize,
         grad: f64,
         block: &Range<usize>,
     ) {
         let Shape { classes, positions } = self.shape;
-        let start = row * classes * positions;
-        for (lane, at) in block.clone().enumerate() {
+        let (start, x_start) = (row * classes * positions + block.start, row * positions % self.x.len() + block.start);
+        let mut lane = 0;
+        while lane < block.len() {
+            let x = self.x.get(x_start + lane);
+            statistics.terms[lane] = self.logits.get(start + x * positions + lane).less(statistics.most[lane]);
+            lane += 1;
+        }
+        S::Number::exp_negative::<V>(&mut statistics.terms[..block.len().next_multiple_of(NARROW)]);
+        lane = 0;
+        while lane < block.len() {
             let (most, sum) = (statistics.most[lane].into(), statistics.sums[lane]);
+            let x = self.x.get(x_start + lane);
+            let at = offset + block.start + lane;
+            // other classes' exponentials are never negative, rounding apart
+            let rest = sum - statistics.terms[lane].into();
+            let rest = if rest < 0.0 { 0.0 } else { rest };
+            self.out.write(at + x * positions, &[grad * (rest / sum)]);
             if !most.is_finite() {
                 for class in 0..classes {
-                    let share = term(self.logits.get(start + class * positions + at).into(), most) / sum;
-                    self.out.write(offset + class * positions + at, &[-grad * share]);
+                    let share = term(self.logits.get(start + class * positions + lane).into(), most) / sum;
+                    let hit = if class == x { 1.0 } else { 0.0 };
+                    self.out.write(at + class * positions, &[grad * (hit - share)]);
                 }
             }
-            let x = self.x.get((row * positions + at) % self.x.len());
-            let rest = sum - term(self.logits.get(start + x * positions + at).into(), most);
-            // other classes' exponentials are never negative, rounding apart
-            let rest = if rest < 0.0 { 0.0 } else { rest };
-            self.out.write(offset + x * positions + at, &[grad * (rest / sum)]);
+            lane += 1;
         }
     }
 }

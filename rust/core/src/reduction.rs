@@ -69,7 +69,7 @@ impl Operand<'_> {
 pub struct Operands<'a> {
     /// The data.
     pub x: Operand<'a>,
-    /// The first parameter: R whole rows.
+    /// The first parameter.
     pub first: Operand<'a>,
     /// The second one, or [`Operand::NONE`].
     pub second: Operand<'a>,
@@ -155,7 +155,7 @@ impl Operands<'_> {
             (operand.width == columns || operand.width == 1)
                 && (rows * columns == 0 || (count > 0 && length == count * operand.width && rows.is_multiple_of(count)))
         };
-        if fits(&self.x) && fits(&self.first) && fits(&self.second) && self.first.numbers.len() == rows * columns {
+        if fits(&self.x) && fits(&self.first) && fits(&self.second) {
             return Ok(());
         }
         Err(Error::Argument(format!(
@@ -174,9 +174,9 @@ impl Operands<'_> {
     /// After how many rows what is prepared comes again.
     #[inline(always)]
     fn period<D: Density>(&self) -> usize {
-        let (x, second) = (if D::PREPARES_X { self.x.rows() } else { 1 }, self.second.rows());
+        let (x, second) = (if D::PREPARES_X { self.x.rows().max(1) } else { 1 }, self.second.rows().max(1));
         let (short, long) = if x < second { (x, second) } else { (second, x) };
-        if long.is_multiple_of(short.max(1)) { long.max(1) } else { self.first.rows().max(1) }
+        if long.is_multiple_of(short) { long } else { short * long }
     }
 }
 

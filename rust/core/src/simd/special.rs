@@ -82,6 +82,19 @@ pub fn exp<V: Lanes>(x: f64) -> f64 {
 /// ln(x) of a positive, normal, finite number; anything for others.
 #[inline(always)]
 pub fn ln<V: Lanes>(x: f64) -> f64 {
+    ln_sum::<V>(x, 0.0)
+}
+
+/// ln(1 + x) for finite x >= 0.
+#[inline(always)]
+pub fn ln_1p<V: Lanes>(x: f64) -> f64 {
+    let sum = 1.0 + x;
+    ln_sum::<V>(sum, x - (sum - 1.0))
+}
+
+/// ln(x + residue), the residue being less than the last digit of x.
+#[inline(always)]
+fn ln_sum<V: Lanes>(x: f64, residue: f64) -> f64 {
     /// Of the square root of 1/2.
     const LEAST: u64 = 0x3FE6_A09E_667F_3BCD;
     const BIAS: u64 = 1024 << 52;
@@ -89,19 +102,15 @@ pub fn ln<V: Lanes>(x: f64) -> f64 {
     // The exponent plus 1024 above the mantissa's 52 bits; what is left of x lies between the roots of 1/2 and 2.
     let raised = bits.wrapping_sub(LEAST).wrapping_add(BIAS);
     let rest = f64::from_bits(bits.wrapping_add(BIAS).wrapping_sub(raised & (0xFFF << 52)));
+    // 2 to the minus exponent
+    let scale = f64::from_bits((2047_u64 << 52).wrapping_sub(raised & (0xFFF << 52)));
     // The integer as a number: the mantissa of 2^52 and more.
     let exponent = f64::from_bits((raised >> 52) | 0x4330_0000_0000_0000) - (4_503_599_627_370_496.0 + 1024.0);
-    let s = (rest - 1.0) / (rest + 1.0);
+    let above = mul_add::<V>(residue, scale, rest - 1.0);
+    let s = above / (2.0 + above);
     let square = s * s;
     let tail = s * square * polynomial::<V, 9>(ATANH, square);
     mul_add::<V>(exponent, LN_2_HIGH, mul_add::<V>(exponent, LN_2_LOW, 2.0 * s + tail))
-}
-
-/// ln(1 + x) for finite x >= 0.
-#[inline(always)]
-pub fn ln_1p<V: Lanes>(x: f64) -> f64 {
-    let sum = 1.0 + x;
-    ln::<V>(sum) + (x - (sum - 1.0)) / sum
 }
 
 /// z (z + 1) ... (z + 7).
@@ -110,76 +119,90 @@ fn eight_factors(z: f64) -> f64 {
     (z * (z + 1.0)) * ((z + 2.0) * (z + 3.0)) * (((z + 4.0) * (z + 5.0)) * ((z + 6.0) * (z + 7.0)))
 }
 
-/// The sum of 1 / (z + k) over k = 0 .. 7, by pairs: one division for two.
+/// z (z + 1) ... (z + 7) and its derivative in z.
 #[inline(always)]
-fn eight_reciprocals(z: f64) -> f64 {
-    let (mut sum, mut pair) = (0.0, 0);
-    while pair < 4 {
-        let first = z + f64::from(2 * pair);
-        sum += (2.0 * first + 1.0) / (first * (first + 1.0));
-        pair += 1;
+fn eight_factors_and_slope<V: Lanes>(z: f64) -> (f64, f64) {
+    let (mut product, mut slope, mut k) = (z, 1.0, 1);
+    while k < 8 {
+        let factor = z + f64::from(k);
+        slope = mul_add::<V>(slope, factor, product);
+        product *= factor;
+        k += 1;
     }
-    sum
+    (product, slope)
 }
 
-/// ln gamma(y) - ((y - 1/2) ln y - y + ln(2 pi) / 2) for y >= 8.
+/// ln gamma(y) - ((y - 1/2) ln y - y + ln(2 pi) / 2) for y >= 8, of 1 / y.
 #[inline(always)]
-fn stirling<V: Lanes>(y: f64) -> f64 {
-    let inverse = 1.0 / y;
+fn stirling<V: Lanes>(inverse: f64) -> f64 {
     inverse * polynomial::<V, 7>(STIRLING, inverse * inverse)
 }
 
-/// ln(y) - 1 / (2 y) - digamma(y) for y >= 8.
+/// ln(y) - 1 / (2 y) - digamma(y) for y >= 8, of 1 / y.
 #[inline(always)]
-fn digamma_rest<V: Lanes>(y: f64) -> f64 {
-    let square = 1.0 / (y * y);
+fn digamma_rest<V: Lanes>(inverse: f64) -> f64 {
+    let square = inverse * inverse;
     square * polynomial::<V, 7>(DIGAMMA, square)
 }
 
-/// Of z = x + 1: ln gamma(z) = elementary part - ln(product).
+/// Of ln x! = ln gamma(x + 1): y >= 8 and the product with which it is (y - 1/2) ln y - y + ... - ln(product).
 #[inline(always)]
-fn factorial_parts<V: Lanes>(x: f64) -> (f64, f64) {
+fn raised_factorial(x: f64) -> (f64, f64) {
     let z = x + 1.0;
     let low = z < ASYMPTOTIC;
-    let y = if low { z + 8.0 } else { z };
-    let product = if low { eight_factors(z) } else { 1.0 };
-    (mul_add::<V>(y - 0.5, ln::<V>(y), HALF_LN_TAU - y) + stirling::<V>(y), product)
+    (if low { z + 8.0 } else { z }, if low { eight_factors(z) } else { 1.0 })
+}
+
+/// ln gamma(y) for y >= 8, of y and 1 / y.
+#[inline(always)]
+fn ln_gamma<V: Lanes>(y: f64, inverse: f64) -> f64 {
+    mul_add::<V>(y - 0.5, ln::<V>(y), HALF_LN_TAU - y) + stirling::<V>(inverse)
 }
 
 /// ln(x!) = ln gamma(x + 1): 0 exactly at 0 and 1, infinite at infinity and below 0, NaN for NaN.
 #[inline(always)]
+#[allow(clippy::float_cmp)]
 pub fn ln_factorial<V: Lanes>(x: f64) -> f64 {
-    let (elementary, product) = factorial_parts::<V>(x);
-    let value = elementary - ln::<V>(product);
+    let (y, product) = raised_factorial(x);
+    let value = ln_gamma::<V>(y, 1.0 / y) - ln::<V>(product);
     let value = if x == 0.0 || x == 1.0 { 0.0 } else { value };
     if x < 0.0 || x == f64::INFINITY { f64::INFINITY } else { value }
 }
 
 /// ln(gamma(x + t) / (gamma(t) t^x x!)), t = exp(ln_t): 0 exactly at x = 0, -infinity below 0 and at infinity.
 ///
-/// ln_t from -100 to 85. No two large terms are subtracted however large t is, as in ln gamma(x + t) - ln gamma(t).
+/// ln_t from -100 to 85, x up to 10^37. No two large terms are subtracted however large t is, as in
+/// ln gamma(x + t) - ln gamma(t).
 #[inline(always)]
 pub fn ln_rising_over_factorial<V: Lanes>(x: f64, t: f64, ln_t: f64) -> f64 {
     let low = t < ASYMPTOTIC;
     let base = if low { t + 8.0 } else { t };
-    let (elementary, product) = factorial_parts::<V>(x);
-    let products = if low { eight_factors(x + t) / eight_factors(t) } else { 1.0 };
+    let sum = base + x;
+    let (y, product) = raised_factorial(x);
+    // three reciprocals by one division
+    let inverse = 1.0 / (base * sum * y);
+    let (of_base, of_sum, of_y) = (inverse * (sum * y), inverse * (base * y), inverse * (base * sum));
+    let (rising, from) = if low { (eight_factors(x + t), eight_factors(t)) } else { (1.0, 1.0) };
     let raised = if low { x * (ln::<V>(base) - ln_t) } else { 0.0 };
-    let growth = mul_add::<V>(base - 0.5 + x, ln_1p::<V>(x / base), -x) + raised;
-    let value = growth + (stirling::<V>(base + x) - stirling::<V>(base)) - elementary;
-    // ln(x! / products), elementary and the product of x! having opposite signs
-    let value = value - ln::<V>(products / product);
+    let growth = mul_add::<V>(sum - 0.5, ln_1p::<V>(x * of_base), -x) + raised;
+    let value = growth + (stirling::<V>(of_sum) - stirling::<V>(of_base)) - ln_gamma::<V>(y, of_y);
+    let value = value - ln::<V>(rising / (from * product));
     let value = if x == 0.0 { 0.0 } else { value };
     if x < 0.0 || x == f64::INFINITY { f64::NEG_INFINITY } else { value }
 }
 
-/// t (digamma(x + t) - digamma(t)): 0 exactly at x = 0. For finite x >= 0 and t > 0.
+/// t (digamma(x + t) - digamma(t)): 0 exactly at x = 0. For x from 0 to 10^37 and t > 0.
 #[inline(always)]
 pub fn scaled_digamma_rise<V: Lanes>(x: f64, t: f64) -> f64 {
     let low = t < ASYMPTOTIC;
     let base = if low { t + 8.0 } else { t };
     let sum = base + x;
-    let rise = ln_1p::<V>(x / base) + 0.5 * (x / base) / sum + (digamma_rest::<V>(base) - digamma_rest::<V>(sum));
-    let lowered = if low { eight_reciprocals(t) - eight_reciprocals(x + t) } else { 0.0 };
+    let inverse = 1.0 / (base * sum);
+    let (of_base, of_sum) = (inverse * sum, inverse * base);
+    let rise = ln_1p::<V>(x * of_base) + 0.5 * x * inverse + (digamma_rest::<V>(of_base) - digamma_rest::<V>(of_sum));
+    // the sums of 1 / (t + k) and 1 / (x + t + k) over k = 0 .. 7
+    let ((lower, lower_slope), (upper, upper_slope)) =
+        (eight_factors_and_slope::<V>(t), eight_factors_and_slope::<V>(x + t));
+    let lowered = if low { lower_slope / lower - upper_slope / upper } else { 0.0 };
     if x == 0.0 { 0.0 } else { t * (rise + lowered) }
 }
