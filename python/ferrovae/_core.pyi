@@ -190,6 +190,61 @@ def discretized_logistic_mixture_log_prob_backward(
     out: FourSpans,
     threads: int,
 ) -> None: ...
+# --- log-likelihoods -----------------------------------------------------------------------------------------------
+Rows = tuple[int, int, str, int]
+
+def continuous_bernoulli_log_prob(
+    x: Rows, first: Rows, second: Rows | None, columns: int, out: Typed, threads: int
+) -> None: ...
+def continuous_bernoulli_log_prob_backward(
+    x: Rows,
+    first: Rows,
+    second: Rows | None,
+    columns: int,
+    grad: Typed,
+    d_first: Typed | None,
+    d_second: Typed | None,
+    threads: int,
+) -> None: ...
+def gaussian_log_prob(x: Rows, first: Rows, second: Rows | None, columns: int, out: Typed, threads: int) -> None: ...
+def gaussian_log_prob_backward(
+    x: Rows,
+    first: Rows,
+    second: Rows | None,
+    columns: int,
+    grad: Typed,
+    d_first: Typed | None,
+    d_second: Typed | None,
+    threads: int,
+) -> None: ...
+def negative_binomial_log_prob(
+    x: Rows, first: Rows, second: Rows | None, columns: int, out: Typed, threads: int
+) -> None: ...
+def negative_binomial_log_prob_backward(
+    x: Rows,
+    first: Rows,
+    second: Rows | None,
+    columns: int,
+    grad: Typed,
+    d_first: Typed | None,
+    d_second: Typed | None,
+    threads: int,
+) -> None: ...
+def poisson_log_prob(x: Rows, first: Rows, second: Rows | None, columns: int, out: Typed, threads: int) -> None: ...
+def poisson_log_prob_backward(
+    x: Rows,
+    first: Rows,
+    second: Rows | None,
+    columns: int,
+    grad: Typed,
+    d_first: Typed | None,
+    d_second: Typed | None,
+    threads: int,
+) -> None: ...
+def categorical_log_prob(logits: Typed, x: Typed, sizes: tuple[int, int], out: Typed, threads: int) -> None: ...
+def categorical_log_prob_backward(
+    logits: Typed, x: Typed, sizes: tuple[int, int], grad: Typed, out: Typed, threads: int
+) -> None: ...
 
 # --- evidence ------------------------------------------------------------------------------------------------------
 

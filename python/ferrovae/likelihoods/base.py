@@ -84,6 +84,17 @@ class Factorized(Distribution):
     def _total(self, x: Tensor) -> Tensor:
         return wide(self._log_prob(x)).sum(tuple(range(-len(self.event_shape), 0))).to(self.dtype)
 
+    def _matched(self, x: Tensor) -> tuple[Tensor, torch.Size]:
+        """x and the batch shape of parameters that it meets in an operation, which takes x (B, *event) beside
+        parameters (S, B, *event) as it is: it is not repeated for every sample of z."""
+        batch = x.shape[: x.ndim - len(self.event_shape)]
+        if batch != self.batch_shape[len(self.batch_shape) - len(batch) :]:
+            whole = torch.broadcast_shapes(batch, self.batch_shape)
+            return x.expand(whole + self.event_shape), whole
+        if not batch and self.batch_shape:
+            x = x[None]  # one x for the whole batch
+        return x, self.batch_shape
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of `log_prob`: float64 for float64 parameters, else float32."""

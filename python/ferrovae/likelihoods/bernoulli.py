@@ -49,15 +49,8 @@ class BernoulliDistribution(Factorized):
         self._check_range(x, 0, 1, "is outside [0, 1]")
 
     def _total(self, x: Tensor) -> Tensor:
-        logits = self.logits
-        batch = x.shape[: x.ndim - len(self.event_shape)]
-        # x (B, *event) meets logits (S, B, *event) as it is: it is not repeated for every sample of z
-        if batch != self.batch_shape[len(self.batch_shape) - len(batch) :]:
-            whole = torch.broadcast_shapes(batch, self.batch_shape) + self.event_shape
-            logits, x = logits.expand(whole), x.expand(whole)
-        elif not batch and self.batch_shape:
-            x = x[None]  # one x for the whole batch
-        return bernoulli_log_prob(x, logits, batch_dims=logits.ndim - len(self.event_shape))
+        x, batch = self._matched(x)
+        return bernoulli_log_prob(x, self.logits.expand(batch + self.event_shape), batch_dims=len(batch))
 
 
 class Bernoulli(Likelihood):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ferrovae.likelihoods.base import Factorized, Likelihood, single
+from ferrovae.ops import categorical_log_prob
 
 __all__ = ["Categorical", "CategoricalDistribution"]
 
@@ -59,13 +60,10 @@ class CategoricalDistribution(Factorized):
         if x.is_floating_point() and not torch.equal(x, x.floor()):
             self._reject(x, x != x.floor(), "is not a whole number")
 
-    def _log_prob(self, x: Tensor) -> Tensor:
-        # log_softmax, not logit - logsumexp: it subtracts the largest logit first and keeps the small differences
-        table = self.logits.log_softmax(self._class_dim)
-        index = x.to(torch.int64).unsqueeze(self._class_dim)
-        batch = torch.broadcast_shapes(self.batch_shape, x.shape[: x.ndim - len(self.event_shape)])
-        table = table.expand(*batch, self.classes, *self.event_shape)
-        return table.gather(self._class_dim, index.expand(*batch, 1, *self.event_shape)).squeeze(self._class_dim)
+    def _total(self, x: Tensor) -> Tensor:
+        x, batch = self._matched(x.to(torch.int64) if x.is_floating_point() else x)
+        logits = self.logits.expand(*batch, self.classes, *self.event_shape)
+        return categorical_log_prob(x, logits, batch_dims=len(batch))
 
 
 class Categorical(Likelihood):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ferrovae.likelihoods.base import Factorized, Likelihood, wide
+from ferrovae.ops import gaussian_log_prob
 
 __all__ = ["Gaussian", "GaussianDistribution"]
 
 LOG_SIGMA_FLOOR = -7.0
-_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 class GaussianDistribution(Factorized):
@@ -68,16 +68,11 @@ class GaussianDistribution(Factorized):
         return self.mean + self.stddev * noise
 
     def _total(self, x: Tensor) -> Tensor:
-        # wide before the subtraction: x - mean is exact there, and (x - mean)^2 / sigma^2 cancels against log sigma
-        squares = (wide(x) - wide(self.mean)).square()
-        events = tuple(range(-len(self.event_shape), 0))
-        log_sigma = wide(self.log_sigma)
+        log_sigma = self.log_sigma
         if self._running is not None:
-            log_sigma = self._running.fit(squares)
-        if log_sigma.ndim:
-            return (-0.5 * squares * (-2 * log_sigma).exp() - log_sigma - _HALF_LOG_TWO_PI).sum(events).to(self.dtype)
-        constant = math.prod(self.event_shape) * (log_sigma + _HALF_LOG_TWO_PI)
-        return (-0.5 * (-2 * log_sigma).exp() * squares.sum(events) - constant).to(self.dtype)
+            log_sigma = self._running.fit((wide(x) - wide(self.mean)).detach().square())
+        x, batch = self._matched(x)
+        return gaussian_log_prob(x, self.mean.expand(batch + self.event_shape), log_sigma, batch_dims=len(batch))
 
 
 class Gaussian(Likelihood):

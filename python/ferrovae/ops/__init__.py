@@ -5,7 +5,12 @@ from ferrovae.ops.bernoulli_log_prob import bernoulli_log_prob
 from ferrovae.ops.code_sums import code_sums
 from ferrovae.ops.discretized_logistic_log_prob import discretized_logistic_log_prob
 from ferrovae.ops.discretized_logistic_mixture_log_prob import discretized_logistic_mixture_log_prob
+from ferrovae.ops.categorical_log_prob import categorical_log_prob
+from ferrovae.ops.continuous_bernoulli_log_prob import continuous_bernoulli_log_prob
+from ferrovae.ops.gaussian_log_prob import gaussian_log_prob
 from ferrovae.ops.nearest_code import nearest_code
+from ferrovae.ops.negative_binomial_log_prob import negative_binomial_log_prob
+from ferrovae.ops.poisson_log_prob import poisson_log_prob
 from ferrovae.ops.reparameterize_kl import reparameterize_kl, reparameterize_kl_from_moments
 from ferrovae.ops.residual_nearest_code import residual_nearest_code
 from ferrovae.ops.sign_code_entropy import sign_code_entropy
@@ -24,7 +29,12 @@ __all__ = [
     "code_sums",
     "discretized_logistic_log_prob",
     "discretized_logistic_mixture_log_prob",
+    "categorical_log_prob",
+    "continuous_bernoulli_log_prob",
+    "gaussian_log_prob",
     "nearest_code",
+    "negative_binomial_log_prob",
+    "poisson_log_prob",
     "reparameterize_kl",
     "reparameterize_kl_from_moments",
     "residual_nearest_code",

@@ -82,7 +82,9 @@ def resolve(
 ) -> str:
     """The backend that runs `operation`: `backend`, or what `"auto"` means here.
 
-    `dtypes` lists the backends the operation has beside its reference, with the element types each takes.
+    `dtypes` lists the backends the operation has beside its reference, with the element types each takes. A kernel
+    that exists and cannot run is warned of; an operation without one for this device was written to run on its
+    reference there.
     """
     supported = dict(dtypes)
 
@@ -101,6 +103,8 @@ def resolve(
             raise RuntimeError(f"{operation}: backend {backend!r} was asked for but cannot run: {why}")
         return backend
     native = {"cpu": "rust", "cuda": "triton"}.get(device_type, "reference")
+    if native != "reference" and native not in supported:
+        return "reference"
     why = reason(native)
     if why is None:
         return native

@@ -33,7 +33,8 @@ class Operation:
         schema: its arguments and results, without the backend: `"(Tensor x, Tensor logits) -> Tensor"`.
         reference: the meaning, in plain torch; runs on every device.
         fake: shapes, dtypes and devices of the results.
-        rust, triton: the kernels, where there are any. The first tensor argument's device and dtype decide.
+        rust, triton: the kernels, where there are any. The first tensor argument's device and dtype decide. Where an
+            operation has no kernel for a device it is meant to run on its reference there, without a warning.
     """
 
     def __init__(
@@ -75,6 +76,10 @@ class Operation:
     def register_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
         """`torch.library.register_autograd`; `inputs[-1]` is the backend to hand on to the backward operation."""
         torch.library.register_autograd(f"ferrovae::{self.name}", backward, setup_context=setup_context, lib=library)
+
+    def register_vmap(self, rule: Callable[..., Any]) -> None:
+        """`torch.library.register_vmap`; the rule is given the backend as the last argument."""
+        torch.library.register_vmap(f"ferrovae::{self.name}", rule, lib=library)
 
     def _run(self, *args: Any) -> Any:
         *inputs, backend = args

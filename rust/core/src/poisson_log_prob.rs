@@ -1,0 +1,36 @@
+//! `poisson_log_prob`: x log rate - rate - log x!.
+
+use crate::reduction::{Density, impossible_if_undefined};
+use crate::simd::{Lanes, exp, ln_factorial};
+
+/// `first` is the logarithm of the rate.
+pub struct Poisson;
+
+impl Density for Poisson {
+    const NAME: &'static str = "poisson_log_prob";
+    const PREPARES_X: bool = true;
+
+    /// log x!
+    #[inline(always)]
+    fn prepare<V: Lanes>(x: f64, _: f64) -> f64 {
+        ln_factorial::<V>(x)
+    }
+
+    #[inline(always)]
+    fn log_prob<V: Lanes>(x: f64, log_rate: f64, _: f64, ln_factorial: f64) -> f64 {
+        let linear = if x == 0.0 { 0.0 } else { x * log_rate };
+        let value = linear - exp::<V>(log_rate) - ln_factorial;
+        impossible_if_undefined(value, x, log_rate)
+    }
+
+    #[inline(always)]
+    fn prepare_slopes<V: Lanes>(_: f64, _: f64) -> f64 {
+        0.0
+    }
+
+    #[inline(always)]
+    fn slopes<V: Lanes>(x: f64, log_rate: f64, _: f64, _: f64) -> (f64, f64) {
+        let slope = x - exp::<V>(log_rate);
+        (if x < 0.0 { 0.0 } else { slope }, 0.0)
+    }
+}
