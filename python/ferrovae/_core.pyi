@@ -9,6 +9,7 @@ class DataError(ValueError):
     """A file or dataset that is not what it should be."""
 
 def multiply_add_peak() -> float: ...
+
 def simd_level() -> str: ...
 
 # --- reparameterize_kl ---------------------------------------------------------------------------------------------
@@ -102,94 +103,6 @@ def bernoulli_log_prob_backward_f64(
     logits: Span, x: Span, grad: Span, columns: int, out: Span, threads: int
 ) -> None: ...
 
-# --- code_sums -----------------------------------------------------------------------------------------------------
-
-def code_sums(
-    dtype: str,
-    x: Span,
-    indices: Span,
-    weights: Span | None,
-    sizes: tuple[int, int, int, int],
-    sums: Span,
-    counts: Span,
-    threads: int,
-) -> None: ...
-
-# --- sign_code_entropy, sign_code_mean -----------------------------------------------------------------------------
-
-def sign_code_entropy(dtype: str, x: Span, slope: float, threads: int) -> float: ...
-def sign_code_entropy_backward(dtype: str, x: Span, grad: float, slope: float, out: Span, threads: int) -> None: ...
-def sign_code_mean(dtype: str, x: Span, bits: int, slope: float, out: Span, threads: int) -> None: ...
-def sign_code_mean_backward(
-    dtype: str, x: Span, weights: Span, bits: int, slope: float, out: Span, threads: int
-) -> None: ...
-
-# --- code_logsumexp, sample_code -----------------------------------------------------------------------------------
-CodeSizes = tuple[int, int, int, int]
-
-def code_logsumexp(
-    x: Span,
-    codebook: Span,
-    bias: Span,
-    sizes: CodeSizes,
-    metric: str,
-    inverse_temperature: float,
-    out: Span,
-    threads: int,
-) -> None: ...
-def code_probabilities(
-    x: Span,
-    codebook: Span,
-    bias: Span,
-    lse: Span,
-    sizes: CodeSizes,
-    metric: str,
-    inverse_temperature: float,
-    probabilities: Span,
-    slopes: Span,
-    threads: int,
-) -> None: ...
-def sample_code(
-    x: Span,
-    codebook: Span,
-    bias: Span,
-    sizes: CodeSizes,
-    metric: str,
-    inverse_temperature: float,
-    noise: tuple[int, Span],
-    out: Span,
-# --- discretized_logistic_log_prob: (x, mean, log scale), (levels, columns) -----------------------------------------
-
-def discretized_logistic_log_prob(
-    data: tuple[Typed, Typed, Typed], sizes: tuple[int, int], out: Span, threads: int
-) -> None: ...
-def discretized_logistic_log_prob_backward(
-    data: tuple[Typed, Typed, Typed], sizes: tuple[int, int], grad: Span, out: tuple[Typed, Typed], threads: int
-) -> None: ...
-def discretized_logistic_log_prob_f64(
-    data: tuple[Span, Span, Span], sizes: tuple[int, int], out: Span, threads: int
-) -> None: ...
-def discretized_logistic_log_prob_backward_f64(
-    data: tuple[Span, Span, Span], sizes: tuple[int, int], grad: Span, out: tuple[Span, Span], threads: int
-) -> None: ...
-
-# --- discretized_logistic_mixture_log_prob: (x, logits, means, log scales, coefficients), (images, M, pixels, levels) --
-
-FiveSpans = tuple[Span, Span, Span, Span, Span]
-FourSpans = tuple[Span, Span, Span, Span]
-
-def discretized_logistic_mixture_log_prob(
-    dtype: str, data: FiveSpans, sizes: tuple[int, int, int, int], floor: float, out: Span, threads: int
-) -> None: ...
-def discretized_logistic_mixture_log_prob_backward(
-    dtype: str,
-    data: FiveSpans,
-    sizes: tuple[int, int, int, int],
-    floor: float,
-    grad: Span,
-    out: FourSpans,
-    threads: int,
-) -> None: ...
 # --- log-likelihoods -----------------------------------------------------------------------------------------------
 Rows = tuple[int, int, str, int]
 
@@ -244,6 +157,98 @@ def poisson_log_prob_backward(
 def categorical_log_prob(logits: Typed, x: Typed, sizes: tuple[int, int], out: Typed, threads: int) -> None: ...
 def categorical_log_prob_backward(
     logits: Typed, x: Typed, sizes: tuple[int, int], grad: Typed, out: Typed, threads: int
+) -> None: ...
+
+# --- discretized_logistic_log_prob: (x, mean, log scale), (levels, columns) -----------------------------------------
+
+def discretized_logistic_log_prob(
+    data: tuple[Typed, Typed, Typed], sizes: tuple[int, int], out: Span, threads: int
+) -> None: ...
+def discretized_logistic_log_prob_backward(
+    data: tuple[Typed, Typed, Typed], sizes: tuple[int, int], grad: Span, out: tuple[Typed, Typed], threads: int
+) -> None: ...
+def discretized_logistic_log_prob_f64(
+    data: tuple[Span, Span, Span], sizes: tuple[int, int], out: Span, threads: int
+) -> None: ...
+def discretized_logistic_log_prob_backward_f64(
+    data: tuple[Span, Span, Span], sizes: tuple[int, int], grad: Span, out: tuple[Span, Span], threads: int
+) -> None: ...
+
+# --- discretized_logistic_mixture_log_prob: (x, logits, means, log scales, coefficients), (images, M, pixels, levels) --
+
+FiveSpans = tuple[Span, Span, Span, Span, Span]
+FourSpans = tuple[Span, Span, Span, Span]
+
+def discretized_logistic_mixture_log_prob(
+    dtype: str, data: FiveSpans, sizes: tuple[int, int, int, int], floor: float, out: Span, threads: int
+) -> None: ...
+def discretized_logistic_mixture_log_prob_backward(
+    dtype: str,
+    data: FiveSpans,
+    sizes: tuple[int, int, int, int],
+    floor: float,
+    grad: Span,
+    out: FourSpans,
+    threads: int,
+) -> None: ...
+
+# --- code_logsumexp, sample_code -----------------------------------------------------------------------------------
+CodeSizes = tuple[int, int, int, int]
+
+def code_logsumexp(
+    x: Span,
+    codebook: Span,
+    bias: Span,
+    sizes: CodeSizes,
+    metric: str,
+    inverse_temperature: float,
+    out: Span,
+    threads: int,
+) -> None: ...
+def code_probabilities(
+    x: Span,
+    codebook: Span,
+    bias: Span,
+    lse: Span,
+    sizes: CodeSizes,
+    metric: str,
+    inverse_temperature: float,
+    probabilities: Span,
+    slopes: Span,
+    threads: int,
+) -> None: ...
+def sample_code(
+    x: Span,
+    codebook: Span,
+    bias: Span,
+    sizes: CodeSizes,
+    metric: str,
+    inverse_temperature: float,
+    noise: tuple[int, Span],
+    out: Span,
+    threads: int,
+) -> None: ...
+
+# --- code_sums -----------------------------------------------------------------------------------------------------
+
+def code_sums(
+    dtype: str,
+    x: Span,
+    indices: Span,
+    weights: Span | None,
+    sizes: tuple[int, int, int, int],
+    sums: Span,
+    counts: Span,
+    threads: int,
+) -> None: ...
+
+# --- sign_code_entropy, sign_code_mean -----------------------------------------------------------------------------
+
+def sign_code_entropy(dtype: str, x: Span, slope: float, threads: int) -> float: ...
+def sign_code_entropy_backward(dtype: str, x: Span, grad: float, slope: float, out: Span, threads: int) -> None: ...
+def sign_code_mean(dtype: str, x: Span, bits: int, slope: float, out: Span, threads: int) -> None: ...
+def sign_code_mean_backward(
+    dtype: str, x: Span, weights: Span, bits: int, slope: float, out: Span, threads: int
 ) -> None: ...
 
 # --- evidence ------------------------------------------------------------------------------------------------------

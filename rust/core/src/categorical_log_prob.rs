@@ -13,7 +13,8 @@ use std::ops::Range;
 pub use source::{Classes, Logits};
 
 use crate::reduction::{Numbers, NumbersMut};
-use crate::simd::{self, Kernel, Lanes, Level, ln};
+use crate::simd::special::ln;
+use crate::simd::{self, Kernel, Lanes, Level};
 use crate::{Error, Result, threads};
 use source::Real;
 

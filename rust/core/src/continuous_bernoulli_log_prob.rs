@@ -4,7 +4,8 @@
 //! -a / 2 and a series in a^2, that of log(sinh(a / 2) / (a / 2)).
 
 use crate::reduction::Density;
-use crate::simd::{Lanes, exp, ln, polynomial};
+use crate::simd::Lanes;
+use crate::simd::special::{exp, ln, polynomial};
 
 /// Below, the series.
 const SMALL: f64 = 0.5;

@@ -1,7 +1,8 @@
 //! `gaussian_log_prob`: -((x - mean) / sigma)^2 / 2 - log sigma - log(2 pi) / 2.
 
 use crate::reduction::Density;
-use crate::simd::{Lanes, exp};
+use crate::simd::Lanes;
+use crate::simd::special::exp;
 
 const HALF_LN_TAU: f64 = 0.918_938_533_204_672_8;
 

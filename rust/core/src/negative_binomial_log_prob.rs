@@ -4,7 +4,8 @@
 //! theta every term stays as large as its Poisson counterpart, x log mu - mu - log x!.
 
 use crate::reduction::{Density, impossible_if_undefined};
-use crate::simd::{Lanes, exp, ln_1p, ln_rising_over_factorial, scaled_digamma_rise};
+use crate::simd::Lanes;
+use crate::simd::special::{exp, ln_1p, ln_rising_over_factorial, scaled_digamma_rise};
 
 /// Beyond, theta is taken as infinite: the Poisson distribution, to one part in 10^36.
 const HIGHEST: f64 = 85.0;

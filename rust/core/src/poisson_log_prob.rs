@@ -1,7 +1,8 @@
 //! `poisson_log_prob`: x log rate - rate - log x!.
 
 use crate::reduction::{Density, impossible_if_undefined};
-use crate::simd::{Lanes, exp, ln_factorial};
+use crate::simd::Lanes;
+use crate::simd::special::{exp, ln_factorial};
 
 /// `first` is the logarithm of the rate.
 pub struct Poisson;

@@ -10,14 +10,13 @@ mod exp;
 mod lanes;
 mod peak;
 mod portable;
-mod special;
+pub mod special;
 
 use std::sync::OnceLock;
 
 pub use exp::{exp, exp_negative_abs};
 pub use lanes::{Kernel, Lanes};
 pub use peak::multiply_add_peak;
-pub use special::{exp, ln, ln_1p, ln_factorial, ln_rising_over_factorial, polynomial, scaled_digamma_rise};
 
 /// Instruction sets with a kernel of their own, slowest first. All give the same results, to rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,9 +4,9 @@
 #![allow(clippy::unnecessary_wraps)]
 
 mod bernoulli_log_prob;
-mod code_sums;
-mod code_logsumexp;
 mod categorical_log_prob;
+mod code_logsumexp;
+mod code_sums;
 mod continuous_bernoulli_log_prob;
 mod data;
 mod discretized_logistic_log_prob;
@@ -21,9 +21,9 @@ mod poisson_log_prob;
 mod reduction;
 mod reparameterize_kl;
 mod residual_nearest_code;
+mod sample_code;
 mod sign_code_entropy;
 mod sign_code_mean;
-mod sample_code;
 mod typed;
 
 use pyo3::prelude::*;
@@ -47,23 +47,21 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(multiply_add_peak, module)?)?;
     module.add_function(wrap_pyfunction!(simd_level, module)?)?;
     bernoulli_log_prob::register(module)?;
+    categorical_log_prob::register(module)?;
+    code_logsumexp::register(module)?;
     code_sums::register(module)?;
+    continuous_bernoulli_log_prob::register(module)?;
     discretized_logistic_log_prob::register(module)?;
     discretized_logistic_mixture_log_prob::register(module)?;
-    categorical_log_prob::register(module)?;
-    continuous_bernoulli_log_prob::register(module)?;
+    evidence::register(module)?;
     gaussian_log_prob::register(module)?;
     nearest_code::register(module)?;
     negative_binomial_log_prob::register(module)?;
     poisson_log_prob::register(module)?;
     reparameterize_kl::register(module)?;
     residual_nearest_code::register(module)?;
+    sample_code::register(module)?;
     sign_code_entropy::register(module)?;
     sign_code_mean::register(module)?;
-    code_logsumexp::register(module)?;
-    nearest_code::register(module)?;
-    reparameterize_kl::register(module)?;
-    sample_code::register(module)?;
-    evidence::register(module)?;
     data::register(module)
 }

@@ -2,7 +2,8 @@
 
 use std::ops::Sub;
 
-use crate::simd::{Lanes, exp, exp_negative_abs};
+use crate::simd::special::exp;
+use crate::simd::{Lanes, exp_negative_abs};
 use crate::values::Values;
 
 /// `f32` or `f64`.
