@@ -19,16 +19,41 @@ from ferrovae.ops._registry import operations
 
 def results() -> list[torch.Tensor]:
     """Every operation once, with a backward pass."""
-    generator = torch.Generator().manual_seed(1)
-    mean, logvar = (torch.randn(5, 3, generator=generator).requires_grad_() for _ in range(2))
-    z, kl = fv.ops.reparameterize_kl(mean, logvar, seed=torch.tensor([7]))
-    x = torch.rand(5, 40, generator=generator).round()
-    logits = torch.randn(5, 40, generator=generator).requires_grad_()
-    log_prob = fv.ops.bernoulli_log_prob(x, logits)
-    (z.sum() + kl.sum() + log_prob.sum()).backward()
-    indices = fv.ops.nearest_code(torch.randn(9, 4, generator=generator), torch.randn(6, 4, generator=generator))
-    grads = [tensor.grad for tensor in (mean, logvar, logits) if tensor.grad is not None]
-    return [z.detach(), kl.detach(), log_prob.detach(), indices, *grads]
+    ops, generator = fv.ops, torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).requires_grad_()
+
+    def count(high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(high, shape, generator=generator)
+
+    x, codebook, seed = normal(9, 4), normal(6, 4), torch.tensor([7])
+    pixels = count(256, 2, 3, 2, 2) / 127.5 - 1
+    mixture = normal(2, 2, 2, 2), *(normal(2, 3, 2, 2, 2) for _ in range(3))
+    found = [
+        *ops.reparameterize_kl(normal(5, 3), normal(5, 3), seed=seed),
+        *ops.reparameterize_kl_from_moments(normal(5, 6), seed=seed),
+        ops.bernoulli_log_prob(count(2, 5, 40), normal(5, 40)),
+        ops.continuous_bernoulli_log_prob(torch.rand(5, 9, generator=generator), normal(5, 9)),
+        ops.categorical_log_prob(count(4, 5, 9), normal(5, 4, 9)),
+        ops.gaussian_log_prob(normal(5, 9), normal(5, 9), normal(5, 9)),
+        ops.poisson_log_prob(count(9, 5, 9), normal(5, 9)),
+        ops.negative_binomial_log_prob(count(9, 5, 9), normal(5, 9), normal(5, 9)),
+        ops.discretized_logistic_log_prob(pixels, normal(2, 3, 2, 2), normal(2, 3, 2, 2)),
+        ops.discretized_logistic_mixture_log_prob(pixels, *mixture),
+        *ops.nearest_code(x, codebook, return_distances=True, topk=2),
+        *ops.residual_nearest_code(x, torch.stack([codebook, codebook / 3])),
+        *ops.code_sums(x, count(6, 9), 6),
+        *ops.sign_code_entropy(x / 100),
+        ops.sign_code_mean(x / 100),
+        ops.code_logsumexp(x, codebook),
+        ops.code_cross_entropy(x, codebook, count(6, 9)),
+        ops.expected_code(x, codebook),
+        ops.mean_code_entropy(x, codebook),
+        ops.sample_code(x, codebook, seed=seed),
+    ]
+    sum(value.sum() for value in found if value.requires_grad).backward()
+    return [*(value.detach() for value in found), x.grad, codebook.grad]
 
 
 def check_operations() -> None:
