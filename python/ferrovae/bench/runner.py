@@ -86,7 +86,7 @@ def run(
             seen.add(title)
             step(number, case.title)
             _with_threads(case, settings, peaks, sample, results)
-            results.run["load_average"] = [results.run["load_average"][0], machine.load()]
+            results.run["load_average"] = [*results.run["load_average"][:1], *machine.load()]
             yield results
             del case  # its inputs go before the next ones are made
     step(len(plan), "")
