@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from bench import toy
 from ferrovae.bench import catalogue, shapes
+from ferrovae.bench.progress import Bar, Lines
 from ferrovae.cli import main
 
 
@@ -119,3 +121,19 @@ def test_each_instruction_set_has_a_process_of_its_own(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--simd", "portable"], env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {row["simd"] for row in json.loads(path.read_text())["rows"]} == {"portable"}
+
+
+def test_the_bar_draws_only_between_measurements(capsys: pytest.CaptureFixture[str]) -> None:
+    before = threading.active_count()
+    with Bar(3) as bar:
+        bar.step(1, "toy N=8")
+        assert threading.active_count() == before
+        bar.step(3, "")
+    capsys.readouterr()
+
+
+def test_lines_keep_their_distance(capsys: pytest.CaptureFixture[str]) -> None:
+    with Lines(3) as lines:
+        for done in range(3):
+            lines.step(done, "toy")
+    assert capsys.readouterr().err == "[1/3] toy\n"

@@ -96,6 +96,16 @@ def test_readme_summary_has_a_line_a_peer(tmp_path: Path) -> None:
     assert lines[2:4] == ["| toy | eager | 2.00x to 4.00x | 2 |", ""]
 
 
+def test_readme_promises(tmp_path: Path) -> None:
+    ours = row("ferrovae", 1, memory_limit=2**20, roof_target=0.4, met=False)
+    results.write(tmp_path / "toy.json", found(ours, row("eager", 2), row("faiss", 1.5, target=1.25, met=True)))
+    assert tables.render("promises", tmp_path).splitlines()[2:5] == [
+        "| toy | N=8 K=4 | 3.0 MiB, promised 1.0 MiB at most, 50 % of the roof, promised 40 % | no |",
+        "| toy | N=8 K=4 | 1.50 x faiss, promised 1.25 x | yes |",
+        "",
+    ]
+
+
 def test_plots(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rows = [row("ferrovae", 1), row("faiss", 0.8), row("eager", 20.25, correct=False)]

@@ -117,6 +117,16 @@ def test_threads_are_set_and_put_back() -> None:
     assert torch.get_num_threads() == before
 
 
+def test_cases_that_differ_in_threads_alone_are_one_when_threads_are_given() -> None:
+    def cases(*_: object) -> Iterator[Case]:
+        yield from (toy.case(SHAPE, threads=threads) for threads in (1, 2))
+
+    for threads, count in ((None, 4), (1, 2)):
+        settings = Settings(CPU, rounds=3, threads=threads)
+        *_, last = run([("toy", SHAPE)], settings, cases=cases, peaks=Peaks())
+        assert len(last.rows) == count
+
+
 def test_roof() -> None:
     peaks = Peaks(100.0, {"float32": 10.0})
     assert peaks.roof(Work(bytes=200, flops=10)) == 2.0

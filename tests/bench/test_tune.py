@@ -57,6 +57,15 @@ def test_a_forced_configuration_is_what_the_module_launches() -> None:
     assert module.launch(64)["num_warps"] == 4
 
 
+def test_candidates_are_the_modules_or_the_usual() -> None:
+    module = ModuleType("kernel")
+    usual = tune.candidates_of(module, "D64")
+    assert len(usual) == 48
+    assert {"BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3} in usual
+    module.tune_candidates = lambda shape_class: [{"BLOCK_N": int(shape_class[1:])}]
+    assert tune.candidates_of(module, "D64") == [{"BLOCK_N": 64}]
+
+
 def test_report() -> None:
     text = tune.report("nearest_code", "D64", CANDIDATES, {0: 3e-6, 2: 1e-6})
     assert text.splitlines()[0] == "nearest_code D64: 2 of 3 ran and were right"

@@ -19,8 +19,8 @@ Plan = list[tuple[str, dict[str, int]]]
 
 @cache
 def operations() -> tuple[str, ...]:
-    """The modules of this package that have shapes and cases."""
-    modules = sorted(Path(__file__).parent.glob("*.py"))
+    """The modules of this package that have shapes and cases; what several share is in modules `_name.py`."""
+    modules = sorted(Path(__file__).parent.glob("[!_]*.py"))
     return tuple(path.stem for path in modules if {"SHAPES", "cases"} <= set(_defined(path)))
 
 

@@ -151,7 +151,8 @@ def _tests(tests: Path, out: Path, seconds: float) -> list[str]:
         return [f"left out: {tests}, because pytest is not installed (pip install pytest)"]
     if not tests.is_dir():
         return [f"left out: {tests} is not here"]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-ra", str(tests)]
+    # Warnings are errors where the project is developed; here the versions are whatever the machine has.
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "default", "-q", "-ra", str(tests)]
     log = out / "tests.txt"
     with log.open("w", encoding="utf-8") as file:
         try:

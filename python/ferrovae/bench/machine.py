@@ -86,7 +86,7 @@ def version_of(provider: str) -> str:
 
 def describe(kind: str) -> dict[str, Any]:
     """`machine()`, with the GPU, the peers' versions and the load average so far."""
-    found: dict[str, Any] = {**machine(), "load_average": [load()]}
+    found: dict[str, Any] = {**machine(), "load_average": load()}
     names = dict.fromkeys(name for packages in PACKAGES.values() for name in packages)
     found["versions"] = {name: installed for name in [*names, "triton"] if (installed := _installed(name))}
     if kind == "cuda":
@@ -97,12 +97,12 @@ def describe(kind: str) -> dict[str, Any]:
     return found
 
 
-def load() -> float:
-    """Processes that wanted a processor in the last minute, on average; NaN where the system does not say."""
+def load() -> list[float]:
+    """Processes that wanted a processor in the last minute, on average; empty where the system does not say."""
     try:
-        return round(os.getloadavg()[0], 2)
+        return [round(os.getloadavg()[0], 2)]
     except (AttributeError, OSError):
-        return float("nan")
+        return []
 
 
 def _installed(package: str) -> str | None:

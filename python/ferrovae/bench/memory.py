@@ -55,7 +55,7 @@ def _trim() -> None:
     """Give freed memory back to the system: reused, it would not show."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):  # not glibc
+    except (AttributeError, OSError, TypeError):  # not glibc
         return
 
 

@@ -41,7 +41,8 @@ class Bar(Lines):
         super().__init__(total)
         columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
         title = TextColumn("{task.description}", markup=False)
-        self._bar = Progress(*columns, title, console=Console(stderr=True), transient=True)
+        # A thread that redraws would work, and be counted, while others are measured.
+        self._bar = Progress(*columns, title, console=Console(stderr=True), transient=True, auto_refresh=False)
         self._task = self._bar.add_task("", total=total)
 
     def __enter__(self) -> Self:
@@ -53,7 +54,7 @@ class Bar(Lines):
 
     def step(self, done: int, title: str) -> None:
         """Move the bar."""
-        self._bar.update(self._task, completed=done, description=title)
+        self._bar.update(self._task, completed=done, description=title, refresh=True)
 
 
 def for_terminal(total: int) -> Lines:

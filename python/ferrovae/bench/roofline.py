@@ -1,7 +1,8 @@
 """The least time a case can take here: what must be moved and computed, over what this machine was measured to do.
 
 On a CPU the peaks are those of one thread, in CPU seconds, and so is the roof: it stands beside CPU time, whatever
-the number of threads. On a GPU they are the device's.
+the number of threads. On a GPU they are the device's. Main memory is what counts: inputs that stay in a cache from one
+call to the next let a case go beyond its roof.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The README's tables, made from the committed results: `python -m ferrovae.bench.tables README.md`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a file of `benchmarks/` without `.json`, or
-`speed`: a line for each operation and peer, over all files. A document is written only when every table is known.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a file of `benchmarks/` without `.json`, or,
+over all files, `speed`: a line for each operation and peer, or `promises`: a line for each that was made.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ferrovae.bench import results
 from ferrovae.bench.results import Row, is_ours
-from ferrovae.bench.show import shape, size
+from ferrovae.bench.show import promise, shape, size
 
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 # What is named in a caption beside torch: packages, if a provider's name has the word.
@@ -36,11 +37,11 @@ def update(document: str, folder: Path) -> str:
 
 def render(name: str, folder: Path) -> str:
     """The table of that name, with its caption."""
-    if name == "speed":
-        return speed(results.folder(folder))
+    if name in _OF_ALL:
+        return _OF_ALL[name](results.folder(folder))
     path = folder / f"{name}.json"
     if not path.is_file():
-        known = ", ".join(["speed", *sorted(file.stem for file in folder.glob("*.json"))])
+        known = ", ".join([*_OF_ALL, *sorted(file.stem for file in folder.glob("*.json"))])
         raise ValueError(f"tables: {name!r} is unknown, expected one of {known}")
     found = json.loads(path.read_text(encoding="utf-8"))
     if results.is_results(found):
@@ -87,6 +88,18 @@ def speed(found: dict[str, Any]) -> str:
         for (name, where, peer), values in ratios.items()
     ]
     return f"{_table(header, lines)}\n\n{_caption(found, places)}"
+
+
+def promises(found: dict[str, Any]) -> str:
+    """A line a promise: what was measured, and whether it is kept."""
+    rows = [row for row in found["rows"] if row["met"] is not None]
+    places = {place(row) for row in rows}
+    header = ["operation", "case", *(["where"] if len(places) > 1 else []), "promise", "kept"]
+    lines = []
+    for row in rows:
+        where = [place(row)] if len(places) > 1 else []
+        lines.append([row["operation"], shape(row), *where, promise(row), "yes" if row["met"] else "no"])
+    return f"{_table(header, lines)}\n\n{_caption({**found, 'rows': rows}, places)}"
 
 
 def loader(found: dict[str, Any]) -> str:
@@ -151,6 +164,9 @@ def number(value: float) -> str:
 
 def _share(row: Row) -> str:
     return "" if row["of_roof"] is None else f"{100 * row['of_roof']:.0f} %"
+
+
+_OF_ALL: dict[str, Callable[[dict[str, Any]], str]] = {"speed": speed, "promises": promises}
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ The table is `configurations.json` beside the kernels, `{operation: {architectur
 
     {"nearest_code": {"sm_90": {"D64": {"BLOCK_N": 128, "BLOCK_K": 128, "num_warps": 8, "num_stages": 2}}}}
 
-A kernel module takes part by having `tune_candidates(shape_class) -> list[dict]` and a function `tile` or `tiles` that
-returns the configuration it launches, as a dictionary, and reads this table. Candidates are timed interleaved, and
-one whose result is wrong, or that does not compile, is no candidate.
+A kernel module takes part by having a function `tile` or `tiles` that returns the configuration it launches, as a
+dictionary, and reads this table; `tune_candidates(shape_class) -> list[dict]` says what else to try than the usual
+sizes. Candidates are timed interleaved, and one whose result is wrong, or that does not compile, is no candidate.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,17 @@ FILE = "configurations.json"
 _GAIN = 0.02
 # The shape that stands for a class.
 CLASSES: dict[str, dict[str, dict[str, int]]] = {
-    "nearest_code": {f"D{dims}": {"N": 65536, "K": 8192, "D": dims} for dims in (8, 16, 32, 64, 128, 256, 512, 1024)}
+    "nearest_code": {
+        name: {"N": 65536, "K": 8192, "D": dims}
+        for name, dims in (("D16", 8), ("D32", 32), ("D64", 64), ("D128", 128), ("wide", 256))
+    }
+}
+# What is tried of a module that says nothing else.
+USUAL: dict[str, tuple[int, ...]] = {
+    "BLOCK_N": (64, 128, 256),
+    "BLOCK_K": (32, 64, 128, 256),
+    "num_warps": (4, 8),
+    "num_stages": (2, 3),
 }
 
 
@@ -56,14 +67,11 @@ def main(operations: Sequence[str] = ()) -> int:
     with for_terminal(len(plan)) as progress:
         for done, (name, shape_class) in enumerate(plan):
             progress.step(done, f"{name} {shape_class}")
-            candidates = _candidates(kernels(name), shape_class)
-            if candidates:
-                seconds = on_this_gpu(name, shape_class, [{}, *candidates])
-                print(report(name, shape_class, [{}, *candidates], seconds))
-                table = with_best(table, name, architecture(), shape_class, [{}, *candidates], seconds)
-                write(path, table)
-            else:
-                print(f"{name} {shape_class}: no candidates", file=sys.stderr)
+            candidates = [{}, *candidates_of(kernels(name), shape_class)]
+            seconds = on_this_gpu(name, shape_class, candidates)
+            print(report(name, shape_class, candidates, seconds), flush=True)
+            table = with_best(table, name, architecture(), shape_class, candidates, seconds)
+            write(path, table)
     print(path)
     return 0
 
@@ -162,10 +170,9 @@ def on_this_gpu(operation: str, shape_class: str, candidates: Sequence[Configura
     return {int(place): timing.p50 for place, timing in timings.items()}
 
 
-def _candidates(module: ModuleType, shape_class: str) -> list[Configuration]:
-    """What the module offers; nothing for a class it does not know."""
+def candidates_of(module: ModuleType, shape_class: str) -> list[Configuration]:
+    """What the module offers for the class, or else every combination of the usual sizes."""
     offered = getattr(module, "tune_candidates", None)
-    try:
-        return [] if offered is None else list(offered(shape_class))
-    except (KeyError, ValueError):
-        return []
+    if offered is not None:
+        return list(offered(shape_class))
+    return [dict(zip(USUAL, values, strict=True)) for values in itertools.product(*USUAL.values())]

@@ -107,6 +107,7 @@ def _levels(options: Bench) -> bool:
             raise ValueError(f"bench: simd is {level!r}, expected one of {', '.join(LEVELS)}")
         if here not in LEVELS or LEVELS.index(level) > LEVELS.index(here):
             raise ValueError(f"bench: simd is {level!r}, but the kernels here go up to {here!r}")
+    catalogue.planned(options.operations, options.shapes)  # a shape that does not fit is said once, here
     command = [sys.executable, "-m", "ferrovae", "bench", *options.operations, "--device", "cpu"]
     command += ["--threads", str(options.threads), "--rounds", str(options.rounds)]
     command += ["--shapes", *options.shapes] if options.shapes else []
