@@ -76,7 +76,7 @@ impl Prepared {
             while row * dims < x.len() {
                 let values = &x[row * dims + start..row * dims + end];
                 let centre = &self.centre[start..end];
-                let column = &mut tile[start * width + row..(end - 1) * width + row + 1];
+                let column = &mut tile[start * width + row..];
                 let mut d = 0;
                 while d < values.len() {
                     column[d * width] = (values[d] - centre[d]) * self.row_scale;

@@ -104,12 +104,12 @@ unsafe fn search_with<T: Vector, const CODES: usize>(
                 let mut first = 0;
                 while first < groups {
                     let block = first..(first + step).min(groups);
-                    for tile in 0..tiles {
+                    for (tile, found) in found.iter_mut().enumerate().take(tiles) {
                         let rows = packed.as_ptr().add(tile * dims * width);
-                        let mut state = found[tile];
+                        let mut state = *found;
                         let (codes, bias) = (prepared.codes.as_ptr(), prepared.bias.as_ptr());
                         scan::<T, CODES>(rows, dims, codes, bias, block.clone(), &mut state);
-                        found[tile] = state;
+                        *found = state;
                     }
                     first += step;
                 }
