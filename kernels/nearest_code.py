@@ -125,6 +125,37 @@ def _products(sums, xh, xl, high, low, where, UPCAST: tl.constexpr):
     return tl.dot(xh, eh, sums, input_precision="ieee")
 
 
+@triton.jit
+def _best_two(scores, k, tile, v1, i1, v2):
+    """After one more tile of scores: the smallest of every row, its code, and the second smallest."""
+    # Which of two equal scores wins does not matter: they are never certified.
+    w1, j1 = tl.min(scores, axis=1, return_indices=True)
+    w2 = tl.min(tl.where(k[None, :] == (tile + j1)[:, None], float("inf"), scores), axis=1)
+    v2 = tl.minimum(tl.minimum(v2, w2), tl.maximum(v1, w1))
+    i1 = tl.where(w1 < v1, tile + j1, i1)
+    return tl.minimum(v1, w1), i1, v2
+
+
+@triton.jit
+def _certified(v1, v2, square, dims, limits, EUCLIDEAN: tl.constexpr):
+    """Whether the two best scores of a row of squared norm `square` are further apart than their errors allow."""
+    largest = tl.load(limits)
+    width = 1.0 * dims  # dims = 1 is a constant to the compiler, and has no methods
+    norm = tl.sqrt(square) * 1.001 + width * 1e-18
+    product = norm * largest
+    search = 3.0517578125e-05 + (3.25 * width + 32.0) * 1.1920929e-07
+    evaluation = (width + 6.0) * 8.8817842e-16
+    if EUCLIDEAN:
+        magnitude = product + largest * largest
+        error = search * product + 2.3841858e-07 * largest * largest + evaluation * (norm + largest) * (norm + largest)
+    else:
+        magnitude = product
+        error = search * product + evaluation * norm * tl.load(limits + 1)
+    error += (3.0 * width + 8.0) * 1.1754944e-38 * (1.0 + norm + largest)
+    # False, too, for what is not a number.
+    return (v2 - v1 > 2.0 * error) & (magnitude < 1e37)
+
+
 @triton.jit(do_not_specialize=_VARIES)
 def search_kernel(
     x,
@@ -179,31 +210,45 @@ def search_kernel(
                 d = start + tl.arange(0, BLOCK_D)
                 xh, xl = _parts(_rows(x, centre, offsets, d, dims, alive, EUCLIDEAN))
                 sums = _products(sums, xh, xl, high, low, k.to(tl.int64)[None, :] * WIDTH + d[:, None], UPCAST)
-        scores = tl.load(bias + k)[None, :] - sums
-        # Which of two equal scores wins does not matter: they are never certified.
-        w1, j1 = tl.min(scores, axis=1, return_indices=True)
-        w2 = tl.min(tl.where(k[None, :] == (tile + j1)[:, None], float("inf"), scores), axis=1)
-        v2 = tl.minimum(tl.minimum(v2, w2), tl.maximum(v1, w1))
-        i1 = tl.where(w1 < v1, tile + j1, i1)
-        v1 = tl.minimum(v1, w1)
-    largest = tl.load(limits + 2 * head)
-    width = dims.to(tl.float32)
-    norm = tl.sqrt(square) * 1.001 + width * 1e-18
-    product = norm * largest
-    search = 3.0517578125e-05 + (3.25 * width + 32.0) * 1.1920929e-07
-    evaluation = (width + 6.0) * 8.8817842e-16
-    if EUCLIDEAN:
-        magnitude = product + largest * largest
-        error = search * product + 2.3841858e-07 * largest * largest + evaluation * (norm + largest) * (norm + largest)
-    else:
-        magnitude = product
-        error = search * product + evaluation * norm * tl.load(limits + 2 * head + 1)
-    error += (3.0 * width + 8.0) * 1.1754944e-38 * (1.0 + norm + largest)
-    # False, too, for what is not a number.
-    certified = (v2 - v1 > 2.0 * error) & (magnitude < 1e37)
+        v1, i1, v2 = _best_two(tl.load(bias + k)[None, :] - sums, k, tile, v1, i1, v2)
+    certified = _certified(v1, v2, square, dims, limits + 2 * head, EUCLIDEAN)
     tl.store(indices + row, i1.to(tl.int64), mask=alive & certified)
     place = tl.atomic_add(count + tl.zeros([BLOCK_N], tl.int32), 1, mask=alive & (certified == 0), sem="relaxed")
     tl.store(undecided + place, row, mask=alive & (certified == 0))
+
+
+@triton.jit
+def _nearest_exactly(
+    row, flipped, codes, dims, padded, EUCLIDEAN: tl.constexpr, COSINE: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """The nearest code of one row [D] in flipped [D, padded] by the definition, int64."""
+    best = tl.full([], float("inf"), tl.float64)
+    winner = tl.full([], 0, tl.int64)
+    for tile in range(0, codes, BLOCK_K):
+        k = tile + tl.arange(0, BLOCK_K)
+        inside = k < codes
+        scores = tl.zeros([BLOCK_K], tl.float64)
+        squares = tl.zeros([BLOCK_K], tl.float64)
+        column = flipped + k
+        for d in range(dims):
+            value = tl.load(row + d).to(tl.float64)
+            code = tl.load(column, mask=inside, other=0.0).to(tl.float64)
+            column += padded
+            if EUCLIDEAN:
+                scores += (value - code) * (value - code)
+            else:
+                scores -= value * code
+            if COSINE:
+                squares += code * code
+        if COSINE:
+            scores = scores / tl.where(squares == 0.0, 1.0, tl.sqrt(squares))
+        scores = tl.where(inside & (scores == scores), scores, float("inf"))
+        smallest = tl.min(scores, axis=0)
+        lowest = tl.min(tl.where(scores == smallest, k, codes), axis=0).to(tl.int64)
+        better = smallest < best
+        winner = tl.where(better, lowest, winner)
+        best = tl.where(better, smallest, best)
+    return winner
 
 
 @triton.jit(do_not_specialize=_VARIES)
@@ -226,30 +271,9 @@ def rescore_kernel(
     for place in range(tl.program_id(0), listed, tl.num_programs(0)):
         row = tl.load(undecided + place)
         head = row // rows
-        best = tl.full([], float("inf"), tl.float64)
-        winner = tl.full([], 0, tl.int64)
-        for tile in range(0, codes, BLOCK_K):
-            k = tile + tl.arange(0, BLOCK_K)
-            inside = k < codes
-            scores = tl.zeros([BLOCK_K], tl.float64)
-            squares = tl.zeros([BLOCK_K], tl.float64)
-            for d in range(dims):
-                value = tl.load(x + row * dims + d).to(tl.float64)
-                code = tl.load(flipped + (head * dims + d) * padded + k, mask=inside, other=0.0).to(tl.float64)
-                if EUCLIDEAN:
-                    scores += (value - code) * (value - code)
-                else:
-                    scores -= value * code
-                if COSINE:
-                    squares += code * code
-            if COSINE:
-                scores = scores / tl.where(squares == 0.0, 1.0, tl.sqrt(squares))
-            scores = tl.where(inside & (scores == scores), scores, float("inf"))
-            smallest = tl.min(scores, axis=0)
-            lowest = tl.min(tl.where(scores == smallest, k, codes), axis=0).to(tl.int64)
-            better = smallest < best
-            winner = tl.where(better, lowest, winner)
-            best = tl.where(better, smallest, best)
+        winner = _nearest_exactly(
+            x + row * dims, flipped + head * dims * padded, codes, dims, padded, EUCLIDEAN, COSINE, BLOCK_K
+        )
         tl.store(indices + row, winner)
 
 

@@ -1,5 +1,7 @@
 """Residual quantization: at every stage the certified search of `nearest_code` on what is left, then one subtraction.
 
+Few, narrow rows go through all stages on chip instead: `residual_nearest_code_fused`.
+
 G groups of N rows, Q stages of K codes, D dimensions. All codebooks are prepared by one launch; a stage is three more,
 without host synchronisation: the search, the float64 decision of the rows it left open (so that the next stage starts
 from exact indices), and `advance_kernel`, which subtracts the chosen codes, adds them up and writes the results.
@@ -9,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from . import residual_nearest_code_fused as fused
 from .nearest_code import RESCORERS, prepare_kernel, rescore_kernel, search_kernel, tiles
 
 _ROWS = 32
@@ -93,7 +96,7 @@ def residual_nearest_code(
     largest = torch.zeros((distinct, groups, 2), dtype=torch.float32, device=x.device)
     counts = torch.zeros(depth, dtype=torch.int64, device=x.device)
     chosen, undecided = empty(groups * rows, dtype=torch.int64), empty(groups * rows, dtype=torch.int64)
-    residual = x.to(torch.float32, copy=True)
+    kept = codes if codes.numel() else None
     warps, stages = tile["num_warps"], tile["num_stages"]
     with torch.cuda.device_of(x):
         prepare_kernel[(padded // 16, distinct * groups)](
@@ -101,6 +104,13 @@ def residual_nearest_code(
             EUCLIDEAN=euclidean, COSINE=cosine, WIDTH=width, BLOCK_D=min(width, 32), BLOCK_K=16, num_warps=4,
             enable_fp_fusion=True,
         )  # fmt: skip
+        if fused.pays(groups * rows, width):
+            fused.all_stages(
+                x, books, (centre, high, low, bias, largest), flipped, limits, quantized, kept, indices,
+                euclidean, cosine, upcast,
+            )  # fmt: skip
+            return
+        residual = x.to(torch.float32, copy=True)
         for stage in range(depth):
             book, count = min(stage, distinct - 1), counts[stage:]
             search_kernel[(triton.cdiv(rows, block_n), groups)](
@@ -114,7 +124,7 @@ def residual_nearest_code(
                 EUCLIDEAN=euclidean, COSINE=cosine, BLOCK_K=128, num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
             advance_kernel[(triton.cdiv(groups * rows, _ROWS),)](
-                residual, quantized, codes if codes.numel() else None, books[book], chosen, indices, limits,
+                residual, quantized, kept, books[book], chosen, indices, limits,
                 groups * rows, rows, size, dims, stage, depth,
                 BLOCK_N=_ROWS, BLOCK_D=_columns(dims), num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
