@@ -96,7 +96,7 @@ def test_hard_cases_are_exact(case, metric, backend):
 @pytest.mark.parametrize("metric", METRICS)
 def test_several_nearest_in_order(metric, backend):
     x, codebook = torch.randn(30, 5), torch.randn(40, 5).round()
-    for k in (1, 3, 40):
+    for k in (1, 3, 32):
         with use_backend(backend):
             found = nearest_code(x, codebook, metric=metric, topk=k)
         np.testing.assert_array_equal(found.numpy(), brute_force(x, codebook, metric, k))

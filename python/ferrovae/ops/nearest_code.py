@@ -11,24 +11,46 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from ferrovae.ops import _rust, _triton
-from ferrovae.ops._registry import Kernel, Operation
+from ferrovae.ops import _checks, _rust, _triton
+from ferrovae.ops._nearest_code_rounded import PRECISIONS, nearest_code_rounded
+from ferrovae.ops._nearest_code_vmap import nearest_code_vmap
+from ferrovae.ops._registry import Kernel, Operation, library
 from ferrovae.ops.nearest_code_distances import DTYPES, METRICS, nearest_code_distances
 
 Metric = Literal["euclidean", "sqeuclidean", "cosine", "dot"]
+Precision = Literal["exact", "tf32", "bf16"]
+MOST_RESULTS = 32  # of topk
 
 
 @overload
 def nearest_code(
-    x: Tensor, codebook: Tensor, *, metric: Metric = ..., return_distances: Literal[False] = ..., topk: int | None = ...
+    x: Tensor,
+    codebook: Tensor,
+    *,
+    metric: Metric = ...,
+    return_distances: Literal[False] = ...,
+    topk: int | None = ...,
+    precision: Precision = ...,
 ) -> Tensor: ...
 @overload
 def nearest_code(
-    x: Tensor, codebook: Tensor, *, metric: Metric = ..., return_distances: Literal[True], topk: int | None = ...
+    x: Tensor,
+    codebook: Tensor,
+    *,
+    metric: Metric = ...,
+    return_distances: Literal[True],
+    topk: int | None = ...,
+    precision: Precision = ...,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def nearest_code(
-    x: Tensor, codebook: Tensor, *, metric: Metric = ..., return_distances: bool, topk: int | None = ...
+    x: Tensor,
+    codebook: Tensor,
+    *,
+    metric: Metric = ...,
+    return_distances: bool,
+    topk: int | None = ...,
+    precision: Precision = ...,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 def nearest_code(
     x: Tensor,
@@ -37,6 +59,7 @@ def nearest_code(
     metric: Metric = "euclidean",
     return_distances: bool = False,
     topk: int | None = None,
+    precision: Precision = "exact",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """argmin over k of metric(x, codebook[k]): x [..., D], codebook [K, D] -> int64 [...].
 
@@ -47,7 +70,11 @@ def nearest_code(
             the square), `"cosine"` 1 - x.e / (|x| |e|), 1 where either vector is zero (ordered by x.e / |e|),
             `"dot"` -x.e.
         return_distances: also return the winners' distances.
-        topk: the k nearest codes, nearest first, on a new last axis [..., k]; 1 <= k <= K.
+        topk: the k nearest codes, nearest first, on a new last axis [..., k]; 1 <= k <= min(K, 32).
+        precision: `"exact"`, or a faster search meant for GPUs that can return another code than the nearest:
+            `"tf32"`, `"bf16"` round x and e (from the codebook's mean, for the Euclidean metrics) to 11 or 8 significant
+            bits and order codes by |e|^2/2 - x.e or -x.e of those in float32. The same on a CPU, where it is slower
+            than exact. Its distances are those of the codes it returns, as precise as ever.
 
     Returns:
         indices int64 [...] ([H, ...] with heads); with `return_distances` the pair (indices, distances float32), the
@@ -55,13 +82,15 @@ def nearest_code(
 
     Ties go to the lowest index, also in the order of topk. A row with a NaN gets index 0 (0, 1, ... with topk) and
     distance NaN. A code whose metric is NaN (it holds a NaN, or an infinity meets a zero) is infinitely far.
-    x with no rows gives an empty result. On a GPU, topk > 1 and float64 run chunk by chunk in plain torch.
+    x with no rows gives an empty result. Beside its results a search takes O(N + K D) memory, never N x K. On a GPU,
+    topk > 1 and float64 run chunk by chunk in plain torch.
 
     Raises:
-        ValueError: shapes that do not match, no codes, D = 0, an unknown metric, topk out of range, two devices.
+        ValueError: shapes that do not match, no codes, D = 0, an unknown metric or precision, topk out of range, two
+            devices.
         TypeError: a dtype that is not floating point.
     """
-    _check(x, codebook, metric, topk)
+    _check(x, codebook, metric, topk, precision)
     if x.dtype == torch.float64 or codebook.dtype == torch.float64:
         x, codebook = x.double(), codebook.double()
     codes = codebook.float() if codebook.dtype != torch.float64 else codebook
@@ -70,7 +99,7 @@ def nearest_code(
         codes = codes.unsqueeze(0)
     leading = x.shape[:-1]
     rows = x.reshape(codes.shape[0], -1, x.shape[-1])
-    indices = _operation(rows.detach(), codes.detach(), metric, 1 if topk is None else topk)
+    indices = _operation(rows.detach(), codes.detach(), metric, 1 if topk is None else topk, precision)
     shape = leading if topk is None else (*leading, topk)
     if not return_distances:
         return indices.reshape(shape)
@@ -78,14 +107,12 @@ def nearest_code(
     return indices.reshape(shape), distances.float().reshape(shape)
 
 
-def _check(x: Tensor, codebook: Tensor, metric: str, topk: int | None) -> None:
-    for name, tensor in (("x", x), ("codebook", codebook)):
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"nearest_code: {name} is {tensor.dtype}, expected float32, float64, bfloat16 or float16")
-    if metric not in METRICS:
-        raise ValueError(f"nearest_code: metric is {metric!r}, expected one of {', '.join(METRICS)}")
-    if x.device != codebook.device:
-        raise ValueError(f"nearest_code: codebook is on {codebook.device}, expected {x.device}, where x is")
+def _check(x: Tensor, codebook: Tensor, metric: str, topk: int | None, precision: str) -> None:
+    _checks.floating("nearest_code", "x", x)
+    _checks.floating("nearest_code", "codebook", codebook)
+    _checks.choice("nearest_code", "metric", metric, METRICS)
+    _checks.choice("nearest_code", "precision", precision, PRECISIONS)
+    _checks.same_device("nearest_code", "codebook", codebook, "x", x)
     if codebook.ndim not in (2, 3):
         raise ValueError(f"nearest_code: codebook is {tuple(codebook.shape)}, expected (K, D), or (H, K, D) with heads")
     if x.ndim < codebook.ndim - 1 or x.shape[-1] == 0:
@@ -99,12 +126,16 @@ def _check(x: Tensor, codebook: Tensor, metric: str, topk: int | None) -> None:
         )
     if codebook.numel() == 0:
         raise ValueError(f"nearest_code: codebook is {tuple(codebook.shape)}, expected at least one code")
-    if topk is not None and not 1 <= topk <= codebook.shape[-2]:
+    if topk is not None and not 1 <= topk <= MOST_RESULTS:
+        raise ValueError(f"nearest_code: topk is {topk}, expected 1 to {MOST_RESULTS}")
+    if topk is not None and topk > codebook.shape[-2]:
         raise ValueError(f"nearest_code: topk is {topk}, expected 1 to K = {codebook.shape[-2]}")
 
 
-def _reference(x: Tensor, codebook: Tensor, metric: str, topk: int) -> Tensor:
+def _reference(x: Tensor, codebook: Tensor, metric: str, topk: int, precision: str) -> Tensor:
     """The meaning: x [H, N, D], codebook [H, K, D] -> int64 [H, N, topk]; float64, in chunks of rows."""
+    if precision != "exact":
+        return nearest_code_rounded(x, codebook, metric, topk, precision)
     indices = torch.empty((*x.shape[:2], topk), dtype=torch.int64, device=x.device)
     chunk = max(1, 2**20 // codebook.shape[1])
     for head in range(x.shape[0]):
@@ -135,7 +166,9 @@ def _scores(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
     return total
 
 
-def _rust_kernel(x: Tensor, codebook: Tensor, metric: str, topk: int) -> Tensor:
+def _rust_kernel(x: Tensor, codebook: Tensor, metric: str, topk: int, precision: str) -> Tensor:
+    if precision != "exact":
+        return nearest_code_rounded(x, codebook, metric, topk, precision)
     x, codebook = x.contiguous(), codebook.contiguous()
     indices = torch.empty((*x.shape[:2], topk), dtype=torch.int64)
     dtype = str(x.dtype).removeprefix("torch.")
@@ -145,22 +178,23 @@ def _rust_kernel(x: Tensor, codebook: Tensor, metric: str, topk: int) -> Tensor:
     return indices
 
 
-def _triton_kernel(x: Tensor, codebook: Tensor, metric: str, topk: int) -> Tensor:
+def _triton_kernel(x: Tensor, codebook: Tensor, metric: str, topk: int, precision: str) -> Tensor:
     if topk > 1:
-        return _reference(x, codebook, metric, topk)
+        return _reference(x, codebook, metric, topk, precision)
     kernels = _triton.kernels("nearest_code")
-    return kernels.nearest_code(x.contiguous(), codebook.contiguous(), metric, upcast=_triton.interpreted())
+    return kernels.nearest_code(x.contiguous(), codebook.contiguous(), metric, precision, upcast=_triton.interpreted())
 
 
-def _fake(x: Tensor, codebook: Tensor, metric: str, topk: int) -> Tensor:
+def _fake(x: Tensor, codebook: Tensor, metric: str, topk: int, precision: str) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[1], topk), dtype=torch.int64)
 
 
 _operation = Operation(
     "nearest_code",
-    "(Tensor x, Tensor codebook, str metric, int topk) -> Tensor",
+    "(Tensor x, Tensor codebook, str metric, int topk, str precision) -> Tensor",
     reference=_reference,
     fake=_fake,
     rust=Kernel(_rust_kernel, DTYPES),
     triton=Kernel(_triton_kernel, DTYPES - {torch.float64}),
 )
+torch.library.register_vmap(_operation.overload, nearest_code_vmap(_operation.overload), lib=library)

@@ -8,6 +8,28 @@ use crate::simd::{self, Kernel, Lanes};
 
 /// Half the spacing of floats at 1.
 const UNIT: f64 = 1.0 / (1 << 24) as f64;
+/// Dimensions packed at a time.
+const BAND: usize = 32;
+/// Squared norms below this are summed again in float64.
+const TINY: f64 = 1e-25;
+
+/// How far a float32 score may be from the truth, by the row's norm.
+struct Bound {
+    constant: f64,
+    linear: f64,
+    square: f64,
+    largest: f64,
+}
+
+impl Bound {
+    /// Infinity where scores could overflow or the row is not finite.
+    #[inline(always)]
+    fn error(&self, norm: f64) -> f64 {
+        let error = self.constant + norm * (self.linear + norm * self.square);
+        // Also false for NaN.
+        if (norm + self.largest) * self.largest < 1e37 { error } else { f64::INFINITY }
+    }
+}
 
 /// Codes, centred and scaled by a power of two, packed in groups; score(x, k) = bias[k] - x.code[k].
 pub(crate) struct Prepared {
@@ -46,10 +68,23 @@ impl Prepared {
         if x.len() < tile.len() {
             tile.fill(0.0);
         }
-        for (row, x) in x.chunks_exact(dims).enumerate() {
-            for ((slots, &value), &centre) in tile.chunks_exact_mut(width).zip(x).zip(&self.centre) {
-                slots[row] = (value - centre) * self.row_scale;
+        // Some dimensions of all rows at a time: a column of a wide tile does not fit the cache's sets.
+        let mut start = 0;
+        while start < dims {
+            let end = (start + BAND).min(dims);
+            let mut row = 0;
+            while row * dims < x.len() {
+                let values = &x[row * dims + start..row * dims + end];
+                let centre = &self.centre[start..end];
+                let column = &mut tile[start * width + row..];
+                let mut d = 0;
+                while d < values.len() {
+                    column[d * width] = (values[d] - centre[d]) * self.row_scale;
+                    d += 1;
+                }
+                row += 1;
             }
+            start = end;
         }
         let mut squares = [0.0_f32; MOST_ROWS];
         // SAFETY: the caller's promise; `tile` has rows of SPAN vectors and `squares` room for them.
@@ -67,15 +102,22 @@ impl Prepared {
         }
         // Above the truth in spite of rounding.
         let inflation = 1.0 + 4.0 * (dims as f64 + 2.0) * UNIT;
+        let bound = self.bound(dims as f64);
         let mut errors = [0.0; MOST_ROWS];
-        for (row, (error, square)) in errors.iter_mut().zip(squares).enumerate() {
-            let mut square = -f64::from(square) * inflation;
-            if square < 1e-25 {
-                // Squares may have underflowed.
+        let (mut row, mut tiny) = (0, false);
+        while row < MOST_ROWS {
+            let square = -f64::from(squares[row]) * inflation;
+            tiny |= square < TINY;
+            errors[row] = bound.error(square.sqrt());
+            row += 1;
+        }
+        if tiny {
+            // Squares may have underflowed.
+            for row in (0..width).filter(|&row| -f64::from(squares[row]) * inflation < TINY) {
                 let column = tile.iter().skip(row).step_by(width);
-                square = column.fold(0.0, |sum, &value| sum + f64::from(value) * f64::from(value));
+                let square = column.fold(0.0, |sum, &value| sum + f64::from(value) * f64::from(value));
+                errors[row] = bound.error(square.sqrt());
             }
-            *error = self.error(square.sqrt(), dims as f64);
         }
         errors
     }
@@ -83,19 +125,20 @@ impl Prepared {
     /// Of a score: rounding of D fused or unfused products and sums (gamma_n, n = D + 1), of the two centred vectors
     /// and of the bias; then of the float64 evaluation that defines the answer; then of underflow.
     #[inline(always)]
-    fn error(&self, norm: f64, dims: f64) -> f64 {
+    fn bound(&self, dims: f64) -> Bound {
         let rounding = (dims + 6.0) * UNIT;
         let gamma = 1.01 * rounding / (1.0 - rounding);
         let evaluation = (dims + 6.0) * 4.0 * f64::EPSILON;
-        let product = norm * self.largest;
-        let (magnitude, evaluated) = if self.metric.is_euclidean() {
-            (product + self.largest * self.largest / 2.0, (norm + self.largest) * (norm + self.largest))
+        let underflow = 4.0 * (dims + 2.0) * f64::from(f32::MIN_POSITIVE);
+        let largest = self.largest;
+        // evaluation (norm + largest)^2, multiplied out.
+        let (constant, linear, square) = if self.metric.is_euclidean() {
+            let evaluated = evaluation * largest * largest;
+            (gamma * largest * largest / 2.0 + evaluated, (gamma + 2.0 * evaluation) * largest, evaluation)
         } else {
-            (product, norm * self.largest_uncentred * f64::from(self.scale))
+            (0.0, gamma * largest + evaluation * self.largest_uncentred * f64::from(self.scale), 0.0)
         };
-        let underflow = 4.0 * (dims + 2.0) * f64::from(f32::MIN_POSITIVE) * (1.0 + norm);
-        // Also false for NaN.
-        if magnitude < 1e37 { gamma * magnitude + evaluation * evaluated + underflow } else { f64::INFINITY }
+        Bound { constant: constant + underflow, linear: linear + underflow, square, largest }
     }
 
     /// The scores of [`super::exact`] in the scale of the packed ones, apart from what all codes have in common.
@@ -162,20 +205,31 @@ impl Kernel for Packing<'_> {
         let mut codes = vec![0.0; groups * dims * group];
         let mut bias = vec![f32::INFINITY; groups * group];
         let (mut largest, mut largest_uncentred) = (0.0_f64, 0.0_f64);
+        let mut moved = [0.0_f32; 8];
         for (k, (code, &divisor)) in codebook.chunks_exact(dims).zip(&divisors).enumerate() {
             if divisor == 0.0 {
                 continue;
             }
-            let packed = &mut codes[k / group * dims * group + k % group..];
-            let (mut square, mut uncentred) = ([0.0; 4], [0.0; 4]);
-            for (d, ((&value, &centre), slot)) in
-                code.iter().zip(&centre).zip(packed.iter_mut().step_by(group)).enumerate()
-            {
-                let value = centred(value, divisor, metric);
-                let moved = (value - f64::from(centre)) * f64::from(scale);
-                *slot = moved as f32;
-                square[d % 4] += moved * moved;
-                uncentred[d % 4] += value * value;
+            let (mut square, mut uncentred) = ([0.0; 8], [0.0; 8]);
+            let mut d = 0;
+            while d < dims {
+                let (part, last) = (&mut moved[..8], (dims - d).min(8));
+                let mut lane = 0;
+                while lane < last {
+                    let value = centred(code[d + lane], divisor, metric);
+                    let away = (value - f64::from(centre[d + lane])) * f64::from(scale);
+                    part[lane] = away as f32;
+                    square[lane] += away * away;
+                    uncentred[lane] += value * value;
+                    lane += 1;
+                }
+                let first = (k / group * dims + d) * group + k % group;
+                let mut lane = 0;
+                while lane < last {
+                    codes[first + lane * group] = part[lane];
+                    lane += 1;
+                }
+                d += 8;
             }
             let square: f64 = square.iter().sum();
             bias[k] = if metric.is_euclidean() { (square / 2.0) as f32 } else { 0.0 };

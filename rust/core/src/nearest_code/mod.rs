@@ -55,6 +55,7 @@ impl Metric {
         }
     }
 
+    #[inline(always)]
     fn is_euclidean(self) -> bool {
         matches!(self, Self::Euclidean | Self::SquaredEuclidean)
     }

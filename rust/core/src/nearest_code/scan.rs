@@ -7,6 +7,10 @@ use super::vector::Vector;
 
 /// Vectors of rows in a tile.
 pub(super) const SPAN: usize = 2;
+/// Dimensions of a tile that stay in the first-level cache; wider tiles are gone through in parts of so many, each for
+/// some groups side by side.
+const DEPTH: usize = 128;
+const SIDE_BY_SIDE: usize = 4;
 /// No tile has more rows.
 pub(super) const MOST_ROWS: usize = SPAN * 16;
 
@@ -30,36 +34,90 @@ pub(super) unsafe fn scan<T: Vector, const CODES: usize>(
     groups: Range<usize>,
     sink: &mut impl Sink<T, CODES>,
 ) {
-    let mut group = groups.start;
-    while group < groups.end {
-        // SAFETY: the pointers stay inside what the caller promised: group, d and c are below their bounds.
+    // SAFETY: the pointers stay inside what the caller promised: groups and dimensions are below their bounds.
+    unsafe {
+        let mut group = groups.start;
+        if dims <= DEPTH {
+            while group < groups.end {
+                let scores = start::<T, CODES>(bias.add(group * CODES));
+                sink.take(group, &go_on(scores, x, codes.add(group * dims * CODES), dims));
+                group += 1;
+            }
+            return;
+        }
+        let mut partial = [[[T::splat(0.0); SPAN]; CODES]; SIDE_BY_SIDE];
+        while group < groups.end {
+            let size = (groups.end - group).min(SIDE_BY_SIDE);
+            let mut first = 0;
+            while first < dims {
+                let depth = (dims - first).min(DEPTH);
+                let mut g = 0;
+                while g < size {
+                    let number = group + g;
+                    let scores = if first == 0 { start::<T, CODES>(bias.add(number * CODES)) } else { partial[g] };
+                    let code = codes.add((number * dims + first) * CODES);
+                    let scores = go_on(scores, x.add(first * SPAN * T::LANES), code, depth);
+                    if first + depth == dims {
+                        sink.take(number, &scores);
+                    } else {
+                        partial[g] = scores;
+                    }
+                    g += 1;
+                }
+                first += depth;
+            }
+            group += size;
+        }
+    }
+}
+
+/// The scores of a group before any dimension: the biases.
+///
+/// # Safety
+/// As [`scan`].
+#[inline(always)]
+unsafe fn start<T: Vector, const CODES: usize>(bias: *const f32) -> [[T; SPAN]; CODES] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut scores = [[T::splat(0.0); SPAN]; CODES];
+        let mut c = 0;
+        while c < CODES {
+            scores[c] = [T::splat(*bias.add(c)); SPAN];
+            c += 1;
+        }
+        scores
+    }
+}
+
+/// The scores after `dims` more dimensions.
+///
+/// # Safety
+/// As [`scan`].
+#[inline(always)]
+unsafe fn go_on<T: Vector, const CODES: usize>(
+    mut scores: [[T; SPAN]; CODES],
+    mut x: *const f32,
+    mut code: *const f32,
+    dims: usize,
+) -> [[T; SPAN]; CODES] {
+    let mut d = 0;
+    while d < dims {
+        // SAFETY: the caller's promise.
         unsafe {
-            let bias = bias.add(group * CODES);
-            let mut scores = [[T::splat(0.0); SPAN]; CODES];
+            let (left, right) = (T::load(x), T::load(x.add(T::LANES)));
             let mut c = 0;
             while c < CODES {
-                scores[c] = [T::splat(*bias.add(c)); SPAN];
+                let value = T::splat(*code.add(c));
+                scores[c][0] = scores[c][0].minus_product(left, value);
+                scores[c][1] = scores[c][1].minus_product(right, value);
                 c += 1;
             }
-            let (mut row, mut code) = (x, codes.add(group * dims * CODES));
-            let mut d = 0;
-            while d < dims {
-                let (left, right) = (T::load(row), T::load(row.add(T::LANES)));
-                let mut c = 0;
-                while c < CODES {
-                    let value = T::splat(*code.add(c));
-                    scores[c][0] = scores[c][0].minus_product(left, value);
-                    scores[c][1] = scores[c][1].minus_product(right, value);
-                    c += 1;
-                }
-                row = row.add(SPAN * T::LANES);
-                code = code.add(CODES);
-                d += 1;
-            }
-            sink.take(group, &scores);
+            x = x.add(SPAN * T::LANES);
+            code = code.add(CODES);
         }
-        group += 1;
+        d += 1;
     }
+    scores
 }
 
 /// The smallest score of a group, in every lane.

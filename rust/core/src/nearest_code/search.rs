@@ -104,12 +104,12 @@ unsafe fn search_with<T: Vector, const CODES: usize>(
                 let mut first = 0;
                 while first < groups {
                     let block = first..(first + step).min(groups);
-                    for tile in 0..tiles {
+                    for (tile, found) in found.iter_mut().enumerate().take(tiles) {
                         let rows = packed.as_ptr().add(tile * dims * width);
-                        let mut state = found[tile];
+                        let mut state = *found;
                         let (codes, bias) = (prepared.codes.as_ptr(), prepared.bias.as_ptr());
                         scan::<T, CODES>(rows, dims, codes, bias, block.clone(), &mut state);
-                        found[tile] = state;
+                        *found = state;
                     }
                     first += step;
                 }
@@ -185,19 +185,23 @@ fn among<const CODES: usize>(
         d += 1;
     }
     let bias = &prepared.bias[group * CODES..][..CODES];
-    let scores: [f32; CODES] = std::array::from_fn(|c| bias[c] - (sums[0][c] + sums[1][c]));
-    let mut least = 0;
-    let mut c = 1;
+    let mut scores = [0.0_f32; CODES];
+    let mut least = f32::INFINITY;
+    let mut c = 0;
     while c < CODES {
-        if scores[c] < scores[least] {
-            least = c;
-        }
+        scores[c] = bias[c] - (sums[0][c] + sums[1][c]);
+        least = if scores[c] < least { scores[c] } else { least };
         c += 1;
     }
-    let limit = above(scores[least], margin);
-    let near = scores.iter().fold(0, |near, &score| near + i32::from(score <= limit));
-    if near == 1 {
-        return (group * CODES + least) as i64;
+    let limit = above(least, margin);
+    let mut near = 0_u32;
+    let mut c = 0;
+    while c < CODES {
+        near |= u32::from(scores[c] <= limit) << c;
+        c += 1;
+    }
+    if near.is_power_of_two() {
+        return (group * CODES) as i64 + i64::from(near.trailing_zeros());
     }
     let list = (0..CODES).filter(|&c| scores[c] <= limit).map(|c| group * CODES + c);
     let mut winner = [0];
