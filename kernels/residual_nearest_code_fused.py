@@ -204,7 +204,11 @@ def aot_configurations() -> list[dict]:
     found = [_configuration("fused_kernel", "fp32", width, True, True) for width in _WIDTHS]
     found += [_configuration("redo_kernel", "fp32", 32, True, True)]
     found += [_configuration("fused_kernel", dtype, 16, False, False) for dtype in ("fp32", "bf16", "fp16")]
-    return [*found, _configuration("redo_kernel", "bf16", 16, False, False)]
+    # D = 1 is a constant to the compiler.
+    single = _configuration("fused_kernel", "fp32", 16, False, False)
+    del single["signature"]["dims"]
+    single |= {"name": "fp32 D=1", "constexprs": single["constexprs"] | {"dims": 1}}
+    return [*found, _configuration("redo_kernel", "bf16", 16, False, False), single]
 
 
 def _configuration(kernel: str, dtype: str, width: int, limited: bool, kept: bool) -> dict:
