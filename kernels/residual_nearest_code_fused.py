@@ -2,7 +2,7 @@
 
 Launching three kernels a stage costs more than searching a few thousand rows. Here one program takes its rows through
 all stages by the certified search; a row whose nearest code a stage cannot certify goes on a list with that stage, and
-what it does from there on is void: `redo_kernel` takes it up again at that stage, in float64. No host synchronisation.
+what it does from there on is void: `redo_kernel` goes on from that stage in float64. No host synchronisation.
 """
 
 import torch
@@ -18,7 +18,15 @@ _WIDTHS = (32, 16)
 # BLOCK_K divides what `nearest_code` pads codebooks of these widths to.
 _TILE = {"BLOCK_N": 64, "BLOCK_K": 64}
 _LAUNCH = {"num_warps": 8, "num_stages": 2}
-_VARIES = ["rows", "size", "depth", "groups", "distinct"]
+_VARIES = ["rows", "size", "depth", "groups"]
+
+
+@triton.jit
+def _head(stage, groups, group, SHARED: tl.constexpr):
+    """Which of the prepared codebooks [Q or 1, G] a stage of a group searches, int64."""
+    if SHARED:
+        return group
+    return stage * groups + group
 
 
 @triton.jit(do_not_specialize=_VARIES)
@@ -35,7 +43,6 @@ def fused_kernel(
     codes,
     indices,
     undecided,
-    begin,
     count,
     rows,
     size,
@@ -43,14 +50,14 @@ def fused_kernel(
     padded,
     depth,
     groups,
-    distinct,
+    SHARED: tl.constexpr,
     EUCLIDEAN: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Results of certified rows of x [G, N, D]; the others in undecided [G * N] with the stage they begin at again.
+    """Results of certified rows of x [G, N, D]; the others in undecided [G * N], with index -2 from where they failed.
 
     codebook, centre, high, low, bias and largest as `prepare_kernel` has them, for heads [Q or 1, G].
     """
@@ -66,9 +73,9 @@ def fused_kernel(
     until = tl.zeros([BLOCK_N], tl.int64) + depth
     if limits is not None:
         until = tl.load(limits + row, mask=alive, other=0)
-    again = tl.zeros([BLOCK_N], tl.int32) + depth
+    void = tl.zeros([BLOCK_N], tl.int32)
     for stage in range(depth):
-        head = tl.minimum(stage, distinct - 1).to(tl.int64) * groups + group
+        head = _head(stage, groups, group, SHARED)
         centred = left
         if EUCLIDEAN:
             middle = tl.load(centre + head * dims + d, mask=d < dims, other=0.0)
@@ -85,19 +92,19 @@ def fused_kernel(
             v1, i1, v2 = _best_two(tl.load(bias + head * padded + k)[None, :] - sums, k, tile, v1, i1, v2)
         certified = _certified(v1, v2, square, dims, largest + 2 * head, EUCLIDEAN)
         reached = alive & (until > stage)
-        again = tl.where(reached & (certified == 0) & (again == depth), stage, again)
+        void = tl.where(reached & (certified == 0), 1, void)
         chosen = head * size + i1
         code = tl.load(codebook + chosen[:, None] * dims + d[None, :], mask=inside & reached[:, None], other=0.0)
         left -= code
         total += code
-        tl.store(indices + row * depth + stage, tl.where(reached, i1, -1).to(tl.int64), mask=alive)
+        found = tl.where(reached, tl.where(void == 0, i1, -2), -1)
+        tl.store(indices + row * depth + stage, found.to(tl.int64), mask=alive)
         if codes is not None:
             tl.store(codes + (row * depth + stage)[:, None] * dims + d[None, :], code, mask=inside)
     tl.store(quantized + where, total, mask=inside)
-    listed = alive & (again < depth)
+    listed = alive & (void != 0)
     place = tl.atomic_add(count + tl.zeros([BLOCK_N], tl.int32), 1, mask=listed, sem="relaxed")
     tl.store(undecided + place, row, mask=listed)
-    tl.store(begin + place, again, mask=listed)
 
 
 @triton.jit(do_not_specialize=_VARIES)
@@ -111,7 +118,6 @@ def redo_kernel(
     codes,
     indices,
     undecided,
-    begin,
     count,
     rows,
     size,
@@ -119,13 +125,13 @@ def redo_kernel(
     padded,
     depth,
     groups,
-    distinct,
+    SHARED: tl.constexpr,
     EUCLIDEAN: tl.constexpr,
     COSINE: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The listed rows from the stage they begin at, every code in float64; the stages before as they were found.
+    """The listed rows from the first stage with index -2, every code in float64; the stages before as they were found.
 
     residual [programs, D] is where a program keeps what is left of its row.
     """
@@ -135,16 +141,15 @@ def redo_kernel(
     listed = tl.load(count)
     for place in range(tl.program_id(0), listed, tl.num_programs(0)):
         row = tl.load(undecided + place)
-        first = tl.load(begin + place)
         left = tl.load(x + row * dims + d, mask=inside, other=0.0).to(tl.float32)
         total = tl.zeros([WIDTH], tl.float32)
         until = tl.zeros([], tl.int64) + depth
         if limits is not None:
             until = tl.minimum(until, tl.load(limits + row))
         for stage in range(until.to(tl.int32)):
-            head = tl.minimum(stage, distinct - 1).to(tl.int64) * groups + row // rows
+            head = _head(stage, groups, row // rows, SHARED)
             k = tl.load(indices + row * depth + stage)
-            if stage >= first:
+            if k == -2:
                 # All threads read what each has written.
                 tl.store(own + d, left, mask=inside)
                 tl.debug_barrier()
@@ -180,17 +185,18 @@ def all_stages(
     padded, width = prepared[1].shape[-2:]
     programs = min(groups * rows, RESCORERS)
     undecided = torch.empty(groups * rows, dtype=torch.int64, device=x.device)
-    begin = torch.empty(groups * rows, dtype=torch.int32, device=x.device)
     count = torch.zeros(1, dtype=torch.int64, device=x.device)
     residual = torch.empty((programs, dims), dtype=torch.float32, device=x.device)
-    sizes = (rows, size, dims, padded, depth, groups, distinct)
+    sizes = (rows, size, dims, padded, depth, groups)
     fused_kernel[(triton.cdiv(rows, _TILE["BLOCK_N"]), groups)](
-        x, books, *prepared, limits, quantized, codes, indices, undecided, begin, count, *sizes,
-        EUCLIDEAN=euclidean, WIDTH=width, UPCAST=upcast, **_TILE, **_LAUNCH, enable_fp_fusion=True,
+        x, books, *prepared, limits, quantized, codes, indices, undecided, count, *sizes,
+        SHARED=distinct == 1, EUCLIDEAN=euclidean, WIDTH=width, UPCAST=upcast, **_TILE, **_LAUNCH,
+        enable_fp_fusion=True,
     )  # fmt: skip
     redo_kernel[(programs,)](
-        x, books, flipped, limits, residual, quantized, codes, indices, undecided, begin, count, *sizes,
-        EUCLIDEAN=euclidean, COSINE=cosine, WIDTH=width, BLOCK_K=128, num_warps=4, enable_fp_fusion=False,
+        x, books, flipped, limits, residual, quantized, codes, indices, undecided, count, *sizes,
+        SHARED=distinct == 1, EUCLIDEAN=euclidean, COSINE=cosine, WIDTH=width, BLOCK_K=128, num_warps=4,
+        enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -219,9 +225,9 @@ def _configuration(kernel: str, dtype: str, width: int, limited: bool, kept: boo
     else:
         pointers |= {"flipped": "*fp32", "residual": "*fp32"}
     pointers |= {"limits": "*i64" if limited else None, "quantized": "*fp32", "codes": "*fp32" if kept else None}
-    pointers |= {"indices": "*i64", "undecided": "*i64", "begin": "*i32", "count": "*i64"}
-    sizes = dict.fromkeys(("rows", "size", "dims", "padded", "depth", "groups", "distinct"), "i32")
-    constexprs = {"EUCLIDEAN": True, "WIDTH": width}
+    pointers |= {"indices": "*i64", "undecided": "*i64", "count": "*i64"}
+    sizes = dict.fromkeys(("rows", "size", "dims", "padded", "depth", "groups"), "i32")
+    constexprs = {"SHARED": False, "EUCLIDEAN": True, "WIDTH": width}
     constexprs |= {**_TILE, "UPCAST": False} if fused else {"COSINE": False, "BLOCK_K": 128}
     return {
         "kernel": kernel,
