@@ -1,25 +1,39 @@
 """The nearest code of every row, exactly: a certified search on tensor cores, float64 for the rows it cannot decide.
 
-H heads of N rows and K codes, D dimensions. Three launches and no host synchronisation:
+H heads of N rows and K codes, D dimensions. Three launches (four where rows are few) and no host synchronisation:
 
 1. `prepare_kernel` centres the codes and splits each into two bfloat16 parts, padded so that the search has no masks.
 2. `search_kernel` scores s = |e|^2/2 - x.e (Euclidean) or -x.e from three bfloat16 products, keeps the smallest two
    scores of a row, and certifies the winner if they are further apart than twice the error bound. Other rows go on a
-   list, in any order.
+   list, in any order. Where the rows alone would leave multiprocessors idle, the codes are shared out too, and
+   `merge_kernel` takes the parts' smallest scores together in order.
 3. `rescore_kernel` decides the listed rows by the definition: float64, d increasing, nothing fused, lowest index.
 
 The bound holds for x = hi + lo + rest with |rest| <= 2^-17 |x|, the dropped lo.lo <= 2^-16 |x||e|, and sums of 3D
-products that tensor cores may align and truncate at every step of 16. Whatever could overflow, is not a number or is
-closer than that is rescored.
+products that tensor cores may align and truncate at every step of 16. What tensor cores do to a sum is not documented:
+its share of the bound is twice what would follow from one truncation a step, until the largest error of a score over
+|x||e| has been measured on each architecture for D from 8 to 768; that measurement may halve it. Whatever could
+overflow, is not a number or is closer than the bound is rescored.
+
+The precisions "bf16" and "tf32" take one product of rounded operands and certify nothing.
 """
+
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 
+from . import configurations
+from .offsets import element
+
 _VARIES = ["rows", "codes"]
 # Programs that share the list of undecided rows, whose length only the device knows.
 RESCORERS = 1024
+# Codebooks are padded to a multiple of this, or of BLOCK_K where that is more.
+PADDING = 64
+# Programs that keep every multiprocessor of the largest GPUs busy twice.
+ENOUGH = 264
 
 
 @triton.jit
@@ -27,6 +41,13 @@ def _bfloat16(value):
     """float32 rounded to the nearest bfloat16, to even; by bits, because interpreted conversions truncate."""
     bits = value.to(tl.int32, bitcast=True)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _tf32(value):
+    """float32 rounded to 11 significant bits, to even: whatever a tensor core then does to the rest changes nothing."""
+    bits = value.to(tl.int32, bitcast=True)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & -8192).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -50,14 +71,18 @@ def prepare_kernel(
     padded,
     EUCLIDEAN: tl.constexpr,
     COSINE: tl.constexpr,
+    PRECISION: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """codebook [H, K, D] -> high, low [H, padded, WIDTH], bias [H, padded], flipped [H, D, padded], limits [H, 2]."""
+    """codebook [H, K, D] -> high, low [H, padded, WIDTH], bias [H, padded], flipped [H, D, padded], limits [H, 2].
+
+    Faster precisions have the rounded codes in `high` and nothing in `low` and `flipped`.
+    """
     head = tl.program_id(1).to(tl.int64)
     k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
-    rows = codebook + (head * codes + k)[:, None] * dims
+    rows = codebook + element(head, k, codes, dims)[:, None]
     finite = k < codes
     square = tl.zeros([BLOCK_K], tl.float64)
     for start in range(0, WIDTH, BLOCK_D):
@@ -66,7 +91,8 @@ def prepare_kernel(
         value = tl.load(rows + d[None, :], mask=inside, other=0.0)
         finite = finite & (tl.max((tl.abs(value) < float("inf")).to(tl.int32) ^ 1, axis=1) == 0)
         square += tl.sum(value.to(tl.float64) * value.to(tl.float64), axis=1)
-        tl.store(flipped + (head * dims + d[None, :]) * padded + k[:, None], value, mask=inside)
+        if PRECISION == "exact":
+            tl.store(flipped + element(head, d, dims, padded)[None, :] + k[:, None], value, mask=inside)
     divisor = tl.full([BLOCK_K], 1.0, tl.float64)
     if COSINE:
         divisor = tl.where(square == 0.0, 1.0, tl.sqrt(square))
@@ -78,10 +104,14 @@ def prepare_kernel(
         value -= tl.load(centre + head * dims + d, mask=d < dims, other=0.0)[None, :].to(tl.float64)
         value = tl.where(inside, value, 0.0)
         centred_square += tl.sum(value * value, axis=1)
-        hi, lo = _split(value.to(tl.float32))
-        where = (head * padded + k)[:, None] * WIDTH + d[None, :]
-        tl.store(high + where, hi.to(tl.bfloat16))
-        tl.store(low + where, lo.to(tl.bfloat16))
+        where = element(head, k, padded, WIDTH)[:, None] + d[None, :]
+        if PRECISION == "tf32":
+            tl.store(high + where, _tf32(value.to(tl.float32)))
+        else:
+            hi, lo = _split(value.to(tl.float32))
+            tl.store(high + where, hi.to(tl.bfloat16))
+            if PRECISION == "exact":
+                tl.store(low + where, lo.to(tl.bfloat16))
     half = tl.zeros([BLOCK_K], tl.float32)
     if EUCLIDEAN:
         half = (centred_square * 0.5).to(tl.float32)
@@ -106,29 +136,39 @@ def _rows(x, centre, offsets, d, dims, alive, EUCLIDEAN: tl.constexpr):
 
 
 @triton.jit
-def _parts(value):
+def _parts(value, PRECISION: tl.constexpr):
     """The two parts of rows; what is not finite is rescored and would here only upset the comparisons."""
-    return _split(tl.where(tl.abs(value) < float("inf"), value, 0.0))
+    value = tl.where(tl.abs(value) < float("inf"), value, 0.0)
+    if PRECISION == "tf32":
+        return _tf32(value), value
+    return _split(value)
 
 
 @triton.jit
-def _products(sums, xh, xl, high, low, where, UPCAST: tl.constexpr):
-    """sums + x.e from three products of the two parts; float32 operands of the same values where interpreted."""
+def _products(sums, xh, xl, high, low, where, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """sums + x.e from the products of the parts; float32 operands of the same values where interpreted."""
     eh = tl.load(high + where)
-    el = tl.load(low + where)
+    if PRECISION == "tf32":
+        return tl.dot(xh, eh, sums, input_precision="tf32")
     if UPCAST:
-        eh, el = eh.to(tl.float32), el.to(tl.float32)
+        eh = eh.to(tl.float32)
     else:
-        xh, xl = xh.to(tl.bfloat16), xl.to(tl.bfloat16)
-    sums = tl.dot(xl, eh, sums, input_precision="ieee")
-    sums = tl.dot(xh, el, sums, input_precision="ieee")
+        xh = xh.to(tl.bfloat16)
+    if PRECISION == "exact":
+        el = tl.load(low + where)
+        if UPCAST:
+            el = el.to(tl.float32)
+        else:
+            xl = xl.to(tl.bfloat16)
+        sums = tl.dot(xl, eh, sums, input_precision="ieee")
+        sums = tl.dot(xh, el, sums, input_precision="ieee")
     return tl.dot(xh, eh, sums, input_precision="ieee")
 
 
 @triton.jit
 def _best_two(scores, k, tile, v1, i1, v2):
     """After one more tile of scores: the smallest of every row, its code, and the second smallest."""
-    # Which of two equal scores wins does not matter: they are never certified.
+    # Which of two equal scores wins does not matter to the exact search: they are never certified.
     w1, j1 = tl.min(scores, axis=1, return_indices=True)
     w2 = tl.min(tl.where(k[None, :] == (tile + j1)[:, None], float("inf"), scores), axis=1)
     v2 = tl.minimum(tl.minimum(v2, w2), tl.maximum(v1, w1))
@@ -140,20 +180,38 @@ def _best_two(scores, k, tile, v1, i1, v2):
 def _certified(v1, v2, square, dims, limits, EUCLIDEAN: tl.constexpr):
     """Whether the two best scores of a row of squared norm `square` are further apart than their errors allow."""
     largest = tl.load(limits)
-    width = 1.0 * dims  # dims = 1 is a constant to the compiler, and has no methods
+    width = 1.0 * dims  # D = 1 is a constant to the compiler, and has no methods
     norm = tl.sqrt(square) * 1.001 + width * 1e-18
     product = norm * largest
     search = 3.0517578125e-05 + (3.25 * width + 32.0) * 1.1920929e-07
     evaluation = (width + 6.0) * 8.8817842e-16
     if EUCLIDEAN:
         magnitude = product + largest * largest
-        error = search * product + 2.3841858e-07 * largest * largest + evaluation * (norm + largest) * (norm + largest)
+        error = search * product + 2.3841858e-07 * largest * largest
+        error += evaluation * (norm + largest) * (norm + largest)
     else:
         magnitude = product
         error = search * product + evaluation * norm * tl.load(limits + 1)
     error += (3.0 * width + 8.0) * 1.1754944e-38 * (1.0 + norm + largest)
     # False, too, for what is not a number.
     return (v2 - v1 > 2.0 * error) & (magnitude < 1e37)
+
+
+@triton.jit
+def _decide(
+    v1, i1, v2, square, row, alive, limits, head, dims, indices, undecided, count,
+    EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Writes the winners of certified rows, and lists the others."""
+    if PRECISION != "exact":
+        # A row with a NaN gets the first code.
+        tl.store(indices + row, tl.where(square == square, i1, 0).to(tl.int64), mask=alive)
+    else:
+        certified = _certified(v1, v2, square, dims, limits + 2 * head, EUCLIDEAN)
+        tl.store(indices + row, i1.to(tl.int64), mask=alive & certified)
+        listed = alive & (certified == 0)
+        place = tl.atomic_add(count + tl.zeros_like(i1), 1, mask=listed, sem="relaxed")
+        tl.store(undecided + place, row, mask=listed)
 
 
 @triton.jit(do_not_specialize=_VARIES)
@@ -167,11 +225,16 @@ def search_kernel(
     indices,
     undecided,
     count,
+    values,
+    places,
     rows,
     codes,
     dims,
     padded,
+    span,
     EUCLIDEAN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PARTS: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -180,41 +243,79 @@ def search_kernel(
 ):
     """indices int64 [H, N] of certified rows; the others' numbers in undecided [H * N], how many in count [1].
 
-    Up to BLOCK_D dimensions the rows stay on chip, split once; wider rows are read again for every tile of codes.
+    Up to BLOCK_D dimensions the rows stay on chip, split once; wider rows are read again for every tile of codes. With
+    PARTS a program sees `span` codes, and leaves values [parts, 3, H * N] (smallest, second, squared norm of the row)
+    and places [parts, H * N] to `merge_kernel`.
     """
     head = tl.program_id(1).to(tl.int64)
+    part = tl.program_id(2)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     alive = n < rows
-    row = head * rows + n
-    offsets = row * dims
+    row = element(head, n, rows, 1)
+    offsets = element(head, n, rows, dims)
     centre += head * dims
-    high += head * padded * WIDTH
-    low += head * padded * WIDTH
+    high += element(head, 0, padded, WIDTH)
+    low += element(head, 0, padded, WIDTH)
     bias += head * padded
     square = tl.zeros([BLOCK_N], tl.float32)
     for start in range(0, WIDTH, BLOCK_D):
         value = _rows(x, centre, offsets, start + tl.arange(0, BLOCK_D), dims, alive, EUCLIDEAN)
         square += tl.sum(value * value, axis=1)
-    xh, xl = _parts(_rows(x, centre, offsets, tl.arange(0, BLOCK_D), dims, alive, EUCLIDEAN))
+    xh, xl = _parts(_rows(x, centre, offsets, tl.arange(0, BLOCK_D), dims, alive, EUCLIDEAN), PRECISION)
     v1 = tl.full([BLOCK_N], float("inf"), tl.float32)
     v2 = v1
     i1 = tl.zeros([BLOCK_N], tl.int32)
-    for tile in range(0, padded, BLOCK_K):
+    for tile in range(part * span, tl.minimum((part + 1) * span, padded), BLOCK_K):
         k = tile + tl.arange(0, BLOCK_K)
         sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         if WIDTH == BLOCK_D:
-            where = k.to(tl.int64)[None, :] * WIDTH + tl.arange(0, BLOCK_D)[:, None]
-            sums = _products(sums, xh, xl, high, low, where, UPCAST)
+            where = element(0, k, 0, WIDTH)[None, :] + tl.arange(0, BLOCK_D)[:, None]
+            sums = _products(sums, xh, xl, high, low, where, PRECISION, UPCAST)
         else:
             for start in range(0, WIDTH, BLOCK_D):
                 d = start + tl.arange(0, BLOCK_D)
-                xh, xl = _parts(_rows(x, centre, offsets, d, dims, alive, EUCLIDEAN))
-                sums = _products(sums, xh, xl, high, low, k.to(tl.int64)[None, :] * WIDTH + d[:, None], UPCAST)
+                xh, xl = _parts(_rows(x, centre, offsets, d, dims, alive, EUCLIDEAN), PRECISION)
+                where = element(0, k, 0, WIDTH)[None, :] + d[:, None]
+                sums = _products(sums, xh, xl, high, low, where, PRECISION, UPCAST)
         v1, i1, v2 = _best_two(tl.load(bias + k)[None, :] - sums, k, tile, v1, i1, v2)
-    certified = _certified(v1, v2, square, dims, limits + 2 * head, EUCLIDEAN)
-    tl.store(indices + row, i1.to(tl.int64), mask=alive & certified)
-    place = tl.atomic_add(count + tl.zeros([BLOCK_N], tl.int32), 1, mask=alive & (certified == 0), sem="relaxed")
-    tl.store(undecided + place, row, mask=alive & (certified == 0))
+    if PARTS:
+        total = element(tl.num_programs(1), 0, rows, 1)
+        values += part * 3 * total + row
+        tl.store(values, v1, mask=alive)
+        tl.store(values + total, v2, mask=alive)
+        tl.store(values + 2 * total, square, mask=alive)
+        tl.store(places + part * total + row, i1, mask=alive)
+    else:
+        _decide(v1, i1, v2, square, row, alive, limits, head, dims, indices, undecided, count, EUCLIDEAN, PRECISION)
+
+
+@triton.jit(do_not_specialize=["rows", "parts"])
+def merge_kernel(
+    limits, indices, undecided, count, values, places, rows, parts, dims,
+    EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What `search_kernel` decides, from the parts in order: of equal scores the first stays."""
+    head = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    alive = n < rows
+    row = element(head, n, rows, 1)
+    total = element(tl.num_programs(1), 0, rows, 1)
+    values += row
+    places += row
+    square = tl.load(values + 2 * total, mask=alive, other=0.0)
+    v1 = tl.full([BLOCK], float("inf"), tl.float32)
+    v2 = v1
+    i1 = tl.zeros([BLOCK], tl.int32)
+    for _ in range(parts):
+        w1 = tl.load(values, mask=alive, other=0.0)
+        w2 = tl.load(values + total, mask=alive, other=0.0)
+        j1 = tl.load(places, mask=alive, other=0)
+        v2 = tl.minimum(tl.minimum(v2, w2), tl.maximum(v1, w1))
+        i1 = tl.where(w1 < v1, j1, i1)
+        v1 = tl.minimum(v1, w1)
+        values += 3 * total
+        places += total
+    _decide(v1, i1, v2, square, row, alive, limits, head, dims, indices, undecided, count, EUCLIDEAN, PRECISION)
 
 
 @triton.jit
@@ -270,91 +371,165 @@ def rescore_kernel(
     listed = tl.load(count)
     for place in range(tl.program_id(0), listed, tl.num_programs(0)):
         row = tl.load(undecided + place)
-        head = row // rows
         winner = _nearest_exactly(
-            x + row * dims, flipped + head * dims * padded, codes, dims, padded, EUCLIDEAN, COSINE, BLOCK_K
-        )
+            x + element(0, row, 0, dims), flipped + element(row // rows, 0, dims, padded), codes, dims, padded,
+            EUCLIDEAN, COSINE, BLOCK_K,
+        )  # fmt: skip
         tl.store(indices + row, winner)
 
 
-def nearest_code(x: torch.Tensor, codebook: torch.Tensor, metric: str, upcast: bool = False) -> torch.Tensor:
+def nearest_code(
+    x: torch.Tensor, codebook: torch.Tensor, metric: str, precision: str = "exact", upcast: bool = False
+) -> torch.Tensor:
     """indices int64 [H, N, 1] of contiguous x [H, N, D] float32, bfloat16 or float16 in codebook [H, K, D] float32.
 
     With `upcast` the products are taken of float32 operands with the same values, for Triton's interpreter.
     """
+    indices = torch.empty((*x.shape[:2], 1), dtype=torch.int64, device=x.device)
+    if indices.numel():
+        with torch.cuda.device_of(x):
+            search(x, prepare(codebook, metric, precision), indices, upcast)
+    return indices
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """H codebooks as `prepare_kernel` leaves them, and what they are searched by."""
+
+    centre: torch.Tensor
+    high: torch.Tensor
+    low: torch.Tensor
+    bias: torch.Tensor
+    flipped: torch.Tensor
+    limits: torch.Tensor
+    codes: int
+    padded: int
+    tile: dict[str, int]
+    metric: str
+    precision: str
+
+    @property
+    def euclidean(self) -> bool:
+        """Whether codes are ordered by |x - e|."""
+        return self.metric in ("euclidean", "sqeuclidean")
+
+    def heads(self, first: int, last: int) -> "Prepared":
+        """Some of the codebooks."""
+        tensors = ("centre", "high", "low", "bias", "flipped", "limits")
+        return replace(self, **{name: getattr(self, name)[first:last] for name in tensors})
+
+
+def prepare(codebook: torch.Tensor, metric: str, precision: str = "exact") -> Prepared:
+    """codebook [H, K, D] float32, contiguous, K and D at least 1, ready to be searched any number of times."""
+    heads, codes, dims = codebook.shape
+    tile = tiles(dims, configurations.architecture(codebook.device))
+    block_k, width = tile["BLOCK_K"], tile["WIDTH"]
+    padded = triton.cdiv(codes, max(block_k, PADDING)) * max(block_k, PADDING)
+    usable = codebook.isfinite().all(-1, keepdim=True)
+    centre = torch.where(usable, torch.nn.functional.normalize(codebook, dim=-1) if metric == "cosine" else codebook, 0)
+    centre = torch.nan_to_num(centre.sum(1) / usable.sum(1).clamp(min=1), 0.0, 0.0, 0.0)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=codebook.device)
+
+    exact = precision == "exact"
+    high = empty(heads, padded, width, dtype=torch.float32 if precision == "tf32" else torch.bfloat16)
+    low = torch.empty_like(high) if exact else high
+    bias = empty(heads, padded)
+    flipped = empty(heads, dims, padded) if exact else bias
+    limits = torch.zeros((heads, 2), dtype=torch.float32, device=codebook.device)
+    prepared = Prepared(centre, high, low, bias, flipped, limits, codes, padded, tile, metric, precision)
+    prepare_kernel[(padded // 16, heads)](
+        codebook, centre, high, low, bias, flipped, limits, codes, dims, padded,
+        EUCLIDEAN=prepared.euclidean, COSINE=metric == "cosine", PRECISION=precision, WIDTH=width,
+        BLOCK_D=min(width, 32), BLOCK_K=16, num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+    return prepared
+
+
+def search(x: torch.Tensor, prepared: Prepared, indices: torch.Tensor, upcast: bool = False) -> None:
+    """Fills contiguous indices int64, H * N of them, for x [H, N, D], at least one row."""
     heads, rows, dims = x.shape
-    codes = codebook.shape[1]
-    indices = torch.empty((heads, rows, 1), dtype=torch.int64, device=x.device)
-    if not indices.numel():
-        return indices
-    euclidean, cosine = metric in ("euclidean", "sqeuclidean"), metric == "cosine"
-    tile = tiles(dims)
+    codes, padded, tile, precision = prepared.codes, prepared.padded, prepared.tile, prepared.precision
     block_n, block_k, block_d, width = tile["BLOCK_N"], tile["BLOCK_K"], tile["BLOCK_D"], tile["WIDTH"]
-    padded = triton.cdiv(codes, block_k) * block_k
-    centre = torch.nn.functional.normalize(codebook, dim=-1) if cosine else codebook
-    centre = torch.nan_to_num(centre.mean(1), 0.0, 0.0, 0.0)
+    exact, euclidean, bias, limits = precision == "exact", prepared.euclidean, prepared.bias, prepared.limits
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=x.device)
 
-    high, low = (empty(heads, padded, width, dtype=torch.bfloat16) for _ in range(2))
-    bias, flipped = empty(heads, padded), empty(heads, dims, padded)
-    limits = torch.zeros((heads, 2), dtype=torch.float32, device=x.device)
-    undecided = empty(heads * rows, dtype=torch.int64)
+    undecided = empty(heads * rows, dtype=torch.int64) if exact else indices
     count = torch.zeros(1, dtype=torch.int64, device=x.device)
+    span, parts = shares(triton.cdiv(rows, block_n) * heads, padded, block_k)
+    values = empty(parts, 3, heads * rows) if parts > 1 else bias
+    places = empty(parts, heads * rows, dtype=torch.int32) if parts > 1 else bias
     warps, stages = tile["num_warps"], tile["num_stages"]
-    with torch.cuda.device_of(x):
-        prepare_kernel[(padded // 16, heads)](
-            codebook, centre, high, low, bias, flipped, limits, codes, dims, padded,
-            EUCLIDEAN=euclidean, COSINE=cosine, WIDTH=width, BLOCK_D=min(width, 32), BLOCK_K=16, num_warps=4,
-            enable_fp_fusion=True,
+    search_kernel[(triton.cdiv(rows, block_n), heads, parts)](
+        x, prepared.centre, prepared.high, prepared.low, bias, limits, indices, undecided, count, values, places,
+        rows, codes, dims, padded, span,
+        EUCLIDEAN=euclidean, PRECISION=precision, PARTS=parts > 1, WIDTH=width, BLOCK_N=block_n,
+        BLOCK_K=block_k, BLOCK_D=block_d, UPCAST=upcast, num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+    )  # fmt: skip
+    if parts > 1:
+        merge_kernel[(triton.cdiv(rows, 128), heads)](
+            limits, indices, undecided, count, values, places, rows, parts, dims,
+            EUCLIDEAN=euclidean, PRECISION=precision, BLOCK=128, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
-        search_kernel[(triton.cdiv(rows, block_n), heads)](
-            x, centre, high, low, bias, limits, indices, undecided, count, rows, codes, dims, padded,
-            EUCLIDEAN=euclidean, WIDTH=width, BLOCK_N=block_n, BLOCK_K=block_k, BLOCK_D=block_d, UPCAST=upcast,
-            num_warps=warps, num_stages=stages, enable_fp_fusion=True,
-        )  # fmt: skip
+    if exact:
         rescore_kernel[(min(heads * rows, RESCORERS),)](
-            x, flipped, indices, undecided, count, rows, codes, dims, padded,
-            EUCLIDEAN=euclidean, COSINE=cosine, BLOCK_K=128, num_warps=4, enable_fp_fusion=False,
+            x, prepared.flipped, indices, undecided, count, rows, codes, dims, padded,
+            EUCLIDEAN=euclidean, COSINE=prepared.metric == "cosine", BLOCK_K=128, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
-    return indices
 
 
-def tiles(dims: int) -> dict[str, int]:
+def shares(programs: int, padded: int, block_k: int) -> tuple[int, int]:
+    """How many codes a program of the search sees, and how many such parts there are: one where rows are many."""
+    blocks = padded // block_k
+    span = triton.cdiv(blocks, min(blocks, max(1, ENOUGH // programs)))
+    return span * block_k, triton.cdiv(blocks, span)
+
+
+def tiles(dims: int, architecture: str) -> dict[str, int]:
     """Tile sizes by dimensions: WIDTH is D padded; BLOCK_D < WIDTH streams it."""
     width = triton.cdiv(dims, 32) * 32 if dims > 128 else max(16, triton.next_power_of_2(dims))
-    rows = 128 if dims <= 32 else 64
-    codes = 64 if dims <= 64 else 32
-    tile = {"BLOCK_N": rows, "BLOCK_K": codes, "BLOCK_D": 32 if dims > 128 else width, "num_warps": 8, "num_stages": 2}
-    return {**tile, "WIDTH": width}
+    shape_class = "wide" if dims > 128 else f"D{width}"
+    return {**configurations.tiles("nearest_code", architecture, shape_class), "WIDTH": width}
 
 
 def aot_configurations() -> list[dict]:
-    """What is launched: every bucket of dimensions, the three kernels, the dtypes of x."""
-    found = [_search("fp32", dims) for dims in (64, 8, 32, 128, 256, 768)] + [_search("bf16", 64), _search("fp16", 64)]
+    """What is launched: every entry of the table on its target, the kernels, the dtypes of x, the precisions."""
+    targets = ("sm_80", "sm_90", "sm_100", "gfx942")
+    found = [_search("fp32", dims, target) for dims in (64, 8, 32, 128, 256) for target in targets]
+    found += [_search(dtype, 64, target) for dtype in ("bf16", "fp16") for target in targets]
+    found += [_search("fp32", 64, target, precision) for precision in ("bf16", "tf32") for target in targets]
+    found += [_search("fp32", 64, target, parts=True) for target in targets]
     sizes = dict.fromkeys(("codes", "dims", "padded"), "i32")
     for euclidean, cosine in ((True, False), (False, True), (False, False)):
         choice = {"EUCLIDEAN": euclidean, "COSINE": cosine}
         pointers = dict.fromkeys(("codebook", "centre"), "*fp32") | dict.fromkeys(("high", "low"), "*bf16")
         pointers |= dict.fromkeys(("bias", "flipped", "limits"), "*fp32")
-        shape = {"WIDTH": 64, "BLOCK_D": 32, "BLOCK_K": 16}
+        shape = {"PRECISION": "exact", "WIDTH": 64, "BLOCK_D": 32, "BLOCK_K": 16}
         found.append(_configuration("prepare_kernel", pointers | sizes, choice | shape, 4, 3))
         pointers = {"x": "*fp32", "flipped": "*fp32", "indices": "*i64", "undecided": "*i64", "count": "*i64"}
         signature = pointers | {"rows": "i32"} | sizes
         found.append(_configuration("rescore_kernel", signature, choice | {"BLOCK_K": 128}, 4, 3))
+    pointers = {"limits": "*fp32", "indices": "*i64", "undecided": "*i64", "count": "*i64"}
+    pointers |= {"values": "*fp32", "places": "*i32"}
+    constexprs = {"EUCLIDEAN": True, "PRECISION": "exact", "BLOCK": 128}
+    merged = pointers | dict.fromkeys(("rows", "parts", "dims"), "i32")
+    found.append(_configuration("merge_kernel", merged, constexprs, 4, 3))
     return found
 
 
-def _search(dtype: str, dims: int) -> dict:
-    tile = tiles(dims)
-    pointers = {"x": f"*{dtype}", "centre": "*fp32", "high": "*bf16", "low": "*bf16", "bias": "*fp32"}
+def _search(dtype: str, dims: int, target: str, precision: str = "exact", parts: bool = False) -> dict:
+    tile = tiles(dims, target)
+    codes = "*fp32" if precision == "tf32" else "*bf16"
+    pointers = {"x": f"*{dtype}", "centre": "*fp32", "high": codes, "low": codes, "bias": "*fp32"}
     pointers |= {"limits": "*fp32", "indices": "*i64", "undecided": "*i64", "count": "*i64"}
-    sizes = dict.fromkeys(("rows", "codes", "dims", "padded"), "i32")
+    pointers |= {"values": "*fp32", "places": "*i32" if parts else "*fp32"}
+    sizes = dict.fromkeys(("rows", "codes", "dims", "padded", "span"), "i32")
     warps, stages = tile.pop("num_warps"), tile.pop("num_stages")
-    return _configuration(
-        "search_kernel", pointers | sizes, {**tile, "EUCLIDEAN": True, "UPCAST": False}, warps, stages
-    )
+    choice = {"EUCLIDEAN": True, "PRECISION": precision, "PARTS": parts, "UPCAST": False}
+    return _configuration("search_kernel", pointers | sizes, {**tile, **choice}, warps, stages) | {"targets": [target]}
 
 
 def _configuration(kernel: str, signature: dict, constexprs: dict, warps: int, stages: int) -> dict:
@@ -363,7 +538,7 @@ def _configuration(kernel: str, signature: dict, constexprs: dict, warps: int, s
         "name": " ".join(f"{name}={value}" for name, value in constexprs.items()),
         "signature": signature,
         "constexprs": constexprs,
-        "divisible": [name for name, kind in signature.items() if kind.startswith("*") or name == "padded"],
+        "divisible": [name for name, kind in signature.items() if kind.startswith("*") or name in ("padded", "span")],
         "num_warps": warps,
         "num_stages": stages,
     }

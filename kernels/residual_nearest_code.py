@@ -2,7 +2,7 @@
 
 Few, narrow rows go through all stages on chip instead: `residual_nearest_code_fused`.
 
-G groups of N rows, Q stages of K codes, D dimensions. All codebooks are prepared by one launch; a stage is three more,
+G groups of N rows, Q stages of K codes, D dimensions. All codebooks are prepared by one launch; a stage is a few more,
 without host synchronisation: the search, the float64 decision of the rows it left open (so that the next stage starts
 from exact indices), and `advance_kernel`, which subtracts the chosen codes, adds them up and writes the results.
 """
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import residual_nearest_code_fused as fused
-from .nearest_code import RESCORERS, prepare_kernel, rescore_kernel, search_kernel, tiles
+from .nearest_code import prepare, search
 
 _ROWS = 32
 
@@ -81,48 +81,17 @@ def residual_nearest_code(
         return
     _, distinct, size, dims = codebooks.shape
     books = codebooks.transpose(0, 1).contiguous()
-    euclidean, cosine = metric in ("euclidean", "sqeuclidean"), metric == "cosine"
-    tile = tiles(dims)
-    block_n, block_k, block_d, width = tile["BLOCK_N"], tile["BLOCK_K"], tile["BLOCK_D"], tile["WIDTH"]
-    padded = triton.cdiv(size, block_k) * block_k
-    centre = torch.nn.functional.normalize(books, dim=-1) if cosine else books
-    centre = torch.nan_to_num(centre.mean(2), 0.0, 0.0, 0.0)
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=x.device)
-
-    high, low = (empty(distinct, groups, padded, width, dtype=torch.bfloat16) for _ in range(2))
-    bias, flipped = empty(distinct, groups, padded), empty(distinct, groups, dims, padded)
-    largest = torch.zeros((distinct, groups, 2), dtype=torch.float32, device=x.device)
-    counts = torch.zeros(depth, dtype=torch.int64, device=x.device)
-    chosen, undecided = empty(groups * rows, dtype=torch.int64), empty(groups * rows, dtype=torch.int64)
     kept = codes if codes.numel() else None
-    warps, stages = tile["num_warps"], tile["num_stages"]
     with torch.cuda.device_of(x):
-        prepare_kernel[(padded // 16, distinct * groups)](
-            books, centre, high, low, bias, flipped, largest, size, dims, padded,
-            EUCLIDEAN=euclidean, COSINE=cosine, WIDTH=width, BLOCK_D=min(width, 32), BLOCK_K=16, num_warps=4,
-            enable_fp_fusion=True,
-        )  # fmt: skip
-        if fused.pays(groups * rows, width):
-            fused.all_stages(
-                x, books, (centre, high, low, bias, largest), flipped, limits, quantized, kept, indices,
-                euclidean, cosine, upcast,
-            )  # fmt: skip
+        prepared = prepare(books.flatten(0, 1), metric)
+        if fused.pays(groups * rows, prepared.tile["WIDTH"]):
+            fused.all_stages(x, books, prepared, limits, quantized, kept, indices, upcast)
             return
+        chosen = torch.empty(groups * rows, dtype=torch.int64, device=x.device)
         residual = x.to(torch.float32, copy=True)
         for stage in range(depth):
-            book, count = min(stage, distinct - 1), counts[stage:]
-            search_kernel[(triton.cdiv(rows, block_n), groups)](
-                residual, centre[book], high[book], low[book], bias[book], largest[book], chosen, undecided, count,
-                rows, size, dims, padded,
-                EUCLIDEAN=euclidean, WIDTH=width, BLOCK_N=block_n, BLOCK_K=block_k, BLOCK_D=block_d, UPCAST=upcast,
-                num_warps=warps, num_stages=stages, enable_fp_fusion=True,
-            )  # fmt: skip
-            rescore_kernel[(min(groups * rows, RESCORERS),)](
-                residual, flipped[book], chosen, undecided, count, rows, size, dims, padded,
-                EUCLIDEAN=euclidean, COSINE=cosine, BLOCK_K=128, num_warps=4, enable_fp_fusion=False,
-            )  # fmt: skip
+            book = min(stage, distinct - 1)
+            search(residual, prepared.heads(book * groups, (book + 1) * groups), chosen, upcast)
             advance_kernel[(triton.cdiv(groups * rows, _ROWS),)](
                 residual, quantized, kept, books[book], chosen, indices, limits,
                 groups * rows, rows, size, dims, stage, depth,

@@ -9,13 +9,13 @@ import torch
 import triton
 import triton.language as tl
 
-from .nearest_code import RESCORERS, _best_two, _certified, _nearest_exactly, _parts, _products
+from .nearest_code import RESCORERS, Prepared, _best_two, _certified, _nearest_exactly, _parts, _products
 
 # Up to here launches, not the search, take the time of the kernels that go stage by stage; by estimate.
 ROWS = 16384
 # Padded dimensions; wider rows do not fit the registers beside their sum and their parts.
 _WIDTHS = (32, 16)
-# BLOCK_K divides what `nearest_code` pads codebooks of these widths to.
+# BLOCK_K divides what `nearest_code` pads codebooks to.
 _TILE = {"BLOCK_N": 64, "BLOCK_K": 64}
 _LAUNCH = {"num_warps": 8, "num_stages": 2}
 _VARIES = ["rows", "size", "depth", "groups"]
@@ -81,14 +81,14 @@ def fused_kernel(
             middle = tl.load(centre + head * dims + d, mask=d < dims, other=0.0)
             centred = tl.where(inside, left - middle[None, :], 0.0)
         square = tl.sum(centred * centred, axis=1)
-        xh, xl = _parts(centred)
+        xh, xl = _parts(centred, "exact")
         v1 = tl.full([BLOCK_N], float("inf"), tl.float32)
         v2 = v1
         i1 = tl.zeros([BLOCK_N], tl.int32)
         for tile in range(0, padded, BLOCK_K):
             k = tile + tl.arange(0, BLOCK_K)
             place = (head * padded + k)[None, :] * WIDTH + d[:, None]
-            sums = _products(tl.zeros([BLOCK_N, BLOCK_K], tl.float32), xh, xl, high, low, place, UPCAST)
+            sums = _products(tl.zeros([BLOCK_N, BLOCK_K], tl.float32), xh, xl, high, low, place, "exact", UPCAST)
             v1, i1, v2 = _best_two(tl.load(bias + head * padded + k)[None, :] - sums, k, tile, v1, i1, v2)
         certified = _certified(v1, v2, square, dims, largest + 2 * head, EUCLIDEAN)
         reached = alive & (until > stage)
@@ -169,34 +169,31 @@ def redo_kernel(
 def all_stages(
     x: torch.Tensor,
     books: torch.Tensor,
-    prepared: tuple[torch.Tensor, ...],
-    flipped: torch.Tensor,
+    prepared: Prepared,
     limits: torch.Tensor | None,
     quantized: torch.Tensor,
     codes: torch.Tensor | None,
     indices: torch.Tensor,
-    euclidean: bool,
-    cosine: bool,
     upcast: bool,
 ) -> None:
-    """x [G, N, D], books [Q or 1, G, K, D], prepared = (centre, high, low, bias, largest)."""
+    """x [G, N, D], books [Q or 1, G, K, D] and the same prepared."""
     groups, rows, depth = indices.shape
     distinct, _, size, dims = books.shape
-    padded, width = prepared[1].shape[-2:]
     programs = min(groups * rows, RESCORERS)
     undecided = torch.empty(groups * rows, dtype=torch.int64, device=x.device)
     count = torch.zeros(1, dtype=torch.int64, device=x.device)
     residual = torch.empty((programs, dims), dtype=torch.float32, device=x.device)
-    sizes = (rows, size, dims, padded, depth, groups)
+    sizes = (rows, size, dims, prepared.padded, depth, groups)
+    shared, width, euclidean = distinct == 1, prepared.tile["WIDTH"], prepared.euclidean
     fused_kernel[(triton.cdiv(rows, _TILE["BLOCK_N"]), groups)](
-        x, books, *prepared, limits, quantized, codes, indices, undecided, count, *sizes,
-        SHARED=distinct == 1, EUCLIDEAN=euclidean, WIDTH=width, UPCAST=upcast, **_TILE, **_LAUNCH,
-        enable_fp_fusion=True,
+        x, books, prepared.centre, prepared.high, prepared.low, prepared.bias, prepared.limits, limits,
+        quantized, codes, indices, undecided, count, *sizes,
+        SHARED=shared, EUCLIDEAN=euclidean, WIDTH=width, UPCAST=upcast, **_TILE, **_LAUNCH, enable_fp_fusion=True,
     )  # fmt: skip
     redo_kernel[(programs,)](
-        x, books, flipped, limits, residual, quantized, codes, indices, undecided, count, *sizes,
-        SHARED=distinct == 1, EUCLIDEAN=euclidean, COSINE=cosine, WIDTH=width, BLOCK_K=128, num_warps=4,
-        enable_fp_fusion=False,
+        x, books, prepared.flipped, limits, residual, quantized, codes, indices, undecided, count, *sizes,
+        SHARED=shared, EUCLIDEAN=euclidean, COSINE=prepared.metric == "cosine", WIDTH=width, BLOCK_K=128,
+        num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 

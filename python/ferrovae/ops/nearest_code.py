@@ -72,9 +72,9 @@ def nearest_code(
         return_distances: also return the winners' distances.
         topk: the k nearest codes, nearest first, on a new last axis [..., k]; 1 <= k <= min(K, 32).
         precision: `"exact"`, or a faster search meant for GPUs that can return another code than the nearest:
-            `"tf32"`, `"bf16"` round x and e (from the codebook's mean, for the Euclidean metrics) to 11 or 8 significant
-            bits and order codes by |e|^2/2 - x.e or -x.e of those in float32. The same on a CPU, where it is slower
-            than exact. Its distances are those of the codes it returns, as precise as ever.
+            `"tf32"`, `"bf16"` round x and e (taken from the codebook's mean, for the Euclidean metrics) to 11 or 8
+            significant bits, and order codes by |e|^2/2 - x.e or -x.e of those in float32. A CPU gives the same, more
+            slowly than exact. Distances are those of the codes returned, as precise as ever.
 
     Returns:
         indices int64 [...] ([H, ...] with heads); with `return_distances` the pair (indices, distances float32), the
