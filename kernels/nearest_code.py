@@ -18,6 +18,8 @@ overflow, is not a number or is closer than the bound is rescored.
 The precisions "bf16" and "tf32" take one product of rounded operands and certify nothing.
 """
 
+from dataclasses import dataclass, replace
+
 import torch
 import triton
 import triton.language as tl
@@ -28,6 +30,8 @@ from .offsets import element
 _VARIES = ["rows", "codes"]
 # Programs that share the list of undecided rows, whose length only the device knows.
 RESCORERS = 1024
+# Codebooks are padded to a multiple of this, or of BLOCK_K where that is more.
+PADDING = 64
 # Programs that keep every multiprocessor of the largest GPUs busy twice.
 ENOUGH = 264
 
@@ -162,6 +166,38 @@ def _products(sums, xh, xl, high, low, where, PRECISION: tl.constexpr, UPCAST: t
 
 
 @triton.jit
+def _best_two(scores, k, tile, v1, i1, v2):
+    """After one more tile of scores: the smallest of every row, its code, and the second smallest."""
+    # Which of two equal scores wins does not matter to the exact search: they are never certified.
+    w1, j1 = tl.min(scores, axis=1, return_indices=True)
+    w2 = tl.min(tl.where(k[None, :] == (tile + j1)[:, None], float("inf"), scores), axis=1)
+    v2 = tl.minimum(tl.minimum(v2, w2), tl.maximum(v1, w1))
+    i1 = tl.where(w1 < v1, tile + j1, i1)
+    return tl.minimum(v1, w1), i1, v2
+
+
+@triton.jit
+def _certified(v1, v2, square, dims, limits, EUCLIDEAN: tl.constexpr):
+    """Whether the two best scores of a row of squared norm `square` are further apart than their errors allow."""
+    largest = tl.load(limits)
+    width = 1.0 * dims  # D = 1 is a constant to the compiler, and has no methods
+    norm = tl.sqrt(square) * 1.001 + width * 1e-18
+    product = norm * largest
+    search = 3.0517578125e-05 + (3.25 * width + 32.0) * 1.1920929e-07
+    evaluation = (width + 6.0) * 8.8817842e-16
+    if EUCLIDEAN:
+        magnitude = product + largest * largest
+        error = search * product + 2.3841858e-07 * largest * largest
+        error += evaluation * (norm + largest) * (norm + largest)
+    else:
+        magnitude = product
+        error = search * product + evaluation * norm * tl.load(limits + 1)
+    error += (3.0 * width + 8.0) * 1.1754944e-38 * (1.0 + norm + largest)
+    # False, too, for what is not a number.
+    return (v2 - v1 > 2.0 * error) & (magnitude < 1e37)
+
+
+@triton.jit
 def _decide(
     v1, i1, v2, square, row, alive, limits, head, dims, indices, undecided, count,
     EUCLIDEAN: tl.constexpr, PRECISION: tl.constexpr,
@@ -171,22 +207,7 @@ def _decide(
         # A row with a NaN gets the first code.
         tl.store(indices + row, tl.where(square == square, i1, 0).to(tl.int64), mask=alive)
     else:
-        largest = tl.load(limits + 2 * head)
-        width = dims.to(tl.float32)
-        norm = tl.sqrt(square) * 1.001 + width * 1e-18
-        product = norm * largest
-        search = 3.0517578125e-05 + (3.25 * width + 32.0) * 1.1920929e-07
-        evaluation = (width + 6.0) * 8.8817842e-16
-        if EUCLIDEAN:
-            magnitude = product + largest * largest
-            error = search * product + 2.3841858e-07 * largest * largest
-            error += evaluation * (norm + largest) * (norm + largest)
-        else:
-            magnitude = product
-            error = search * product + evaluation * norm * tl.load(limits + 2 * head + 1)
-        error += (3.0 * width + 8.0) * 1.1754944e-38 * (1.0 + norm + largest)
-        # False, too, for what is not a number.
-        certified = (v2 - v1 > 2.0 * error) & (magnitude < 1e37)
+        certified = _certified(v1, v2, square, dims, limits + 2 * head, EUCLIDEAN)
         tl.store(indices + row, i1.to(tl.int64), mask=alive & certified)
         listed = alive & (certified == 0)
         place = tl.atomic_add(count + tl.zeros_like(i1), 1, mask=listed, sem="relaxed")
@@ -256,13 +277,7 @@ def search_kernel(
                 xh, xl = _parts(_rows(x, centre, offsets, d, dims, alive, EUCLIDEAN), PRECISION)
                 where = element(0, k, 0, WIDTH)[None, :] + d[:, None]
                 sums = _products(sums, xh, xl, high, low, where, PRECISION, UPCAST)
-        scores = tl.load(bias + k)[None, :] - sums
-        # Which of two equal scores wins does not matter to the exact search: they are never certified.
-        w1, j1 = tl.min(scores, axis=1, return_indices=True)
-        w2 = tl.min(tl.where(k[None, :] == (tile + j1)[:, None], float("inf"), scores), axis=1)
-        v2 = tl.minimum(tl.minimum(v2, w2), tl.maximum(v1, w1))
-        i1 = tl.where(w1 < v1, tile + j1, i1)
-        v1 = tl.minimum(v1, w1)
+        v1, i1, v2 = _best_two(tl.load(bias + k)[None, :] - sums, k, tile, v1, i1, v2)
     if PARTS:
         total = element(tl.num_programs(1), 0, rows, 1)
         values += part * 3 * total + row
@@ -303,6 +318,40 @@ def merge_kernel(
     _decide(v1, i1, v2, square, row, alive, limits, head, dims, indices, undecided, count, EUCLIDEAN, PRECISION)
 
 
+@triton.jit
+def _nearest_exactly(
+    row, flipped, codes, dims, padded, EUCLIDEAN: tl.constexpr, COSINE: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """The nearest code of one row [D] in flipped [D, padded] by the definition, int64."""
+    best = tl.full([], float("inf"), tl.float64)
+    winner = tl.full([], 0, tl.int64)
+    for tile in range(0, codes, BLOCK_K):
+        k = tile + tl.arange(0, BLOCK_K)
+        inside = k < codes
+        scores = tl.zeros([BLOCK_K], tl.float64)
+        squares = tl.zeros([BLOCK_K], tl.float64)
+        column = flipped + k
+        for d in range(dims):
+            value = tl.load(row + d).to(tl.float64)
+            code = tl.load(column, mask=inside, other=0.0).to(tl.float64)
+            column += padded
+            if EUCLIDEAN:
+                scores += (value - code) * (value - code)
+            else:
+                scores -= value * code
+            if COSINE:
+                squares += code * code
+        if COSINE:
+            scores = scores / tl.where(squares == 0.0, 1.0, tl.sqrt(squares))
+        scores = tl.where(inside & (scores == scores), scores, float("inf"))
+        smallest = tl.min(scores, axis=0)
+        lowest = tl.min(tl.where(scores == smallest, k, codes), axis=0).to(tl.int64)
+        better = smallest < best
+        winner = tl.where(better, lowest, winner)
+        best = tl.where(better, smallest, best)
+    return winner
+
+
 @triton.jit(do_not_specialize=_VARIES)
 def rescore_kernel(
     x,
@@ -322,31 +371,10 @@ def rescore_kernel(
     listed = tl.load(count)
     for place in range(tl.program_id(0), listed, tl.num_programs(0)):
         row = tl.load(undecided + place)
-        head = row // rows
-        best = tl.full([], float("inf"), tl.float64)
-        winner = tl.full([], 0, tl.int64)
-        for tile in range(0, codes, BLOCK_K):
-            k = tile + tl.arange(0, BLOCK_K)
-            inside = k < codes
-            scores = tl.zeros([BLOCK_K], tl.float64)
-            squares = tl.zeros([BLOCK_K], tl.float64)
-            for d in range(dims):
-                value = tl.load(x + element(0, row, 0, dims) + d).to(tl.float64)
-                code = tl.load(flipped + element(head, d, dims, padded) + k, mask=inside, other=0.0).to(tl.float64)
-                if EUCLIDEAN:
-                    scores += (value - code) * (value - code)
-                else:
-                    scores -= value * code
-                if COSINE:
-                    squares += code * code
-            if COSINE:
-                scores = scores / tl.where(squares == 0.0, 1.0, tl.sqrt(squares))
-            scores = tl.where(inside & (scores == scores), scores, float("inf"))
-            smallest = tl.min(scores, axis=0)
-            lowest = tl.min(tl.where(scores == smallest, k, codes), axis=0).to(tl.int64)
-            better = smallest < best
-            winner = tl.where(better, lowest, winner)
-            best = tl.where(better, smallest, best)
+        winner = _nearest_exactly(
+            x + element(0, row, 0, dims), flipped + element(row // rows, 0, dims, padded), codes, dims, padded,
+            EUCLIDEAN, COSINE, BLOCK_K,
+        )  # fmt: skip
         tl.store(indices + row, winner)
 
 
@@ -357,56 +385,100 @@ def nearest_code(
 
     With `upcast` the products are taken of float32 operands with the same values, for Triton's interpreter.
     """
-    heads, rows, dims = x.shape
-    codes = codebook.shape[1]
-    indices = torch.empty((heads, rows, 1), dtype=torch.int64, device=x.device)
-    if not indices.numel():
-        return indices
-    euclidean, cosine = metric in ("euclidean", "sqeuclidean"), metric == "cosine"
-    tile = tiles(dims, configurations.architecture(x.device))
-    block_n, block_k, block_d, width = tile["BLOCK_N"], tile["BLOCK_K"], tile["BLOCK_D"], tile["WIDTH"]
-    padded = triton.cdiv(codes, block_k) * block_k
+    indices = torch.empty((*x.shape[:2], 1), dtype=torch.int64, device=x.device)
+    if indices.numel():
+        with torch.cuda.device_of(x):
+            search(x, prepare(codebook, metric, precision), indices, upcast)
+    return indices
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """H codebooks as `prepare_kernel` leaves them, and what they are searched by."""
+
+    centre: torch.Tensor
+    high: torch.Tensor
+    low: torch.Tensor
+    bias: torch.Tensor
+    flipped: torch.Tensor
+    limits: torch.Tensor
+    codes: int
+    padded: int
+    tile: dict[str, int]
+    metric: str
+    precision: str
+
+    @property
+    def euclidean(self) -> bool:
+        """Whether codes are ordered by |x - e|."""
+        return self.metric in ("euclidean", "sqeuclidean")
+
+    def heads(self, first: int, last: int) -> "Prepared":
+        """Some of the codebooks."""
+        tensors = ("centre", "high", "low", "bias", "flipped", "limits")
+        return replace(self, **{name: getattr(self, name)[first:last] for name in tensors})
+
+
+def prepare(codebook: torch.Tensor, metric: str, precision: str = "exact") -> Prepared:
+    """codebook [H, K, D] float32, contiguous, K and D at least 1, ready to be searched any number of times."""
+    heads, codes, dims = codebook.shape
+    tile = tiles(dims, configurations.architecture(codebook.device))
+    block_k, width = tile["BLOCK_K"], tile["WIDTH"]
+    padded = triton.cdiv(codes, max(block_k, PADDING)) * max(block_k, PADDING)
     usable = codebook.isfinite().all(-1, keepdim=True)
-    centre = torch.where(usable, torch.nn.functional.normalize(codebook, dim=-1) if cosine else codebook, 0.0)
+    centre = torch.where(usable, torch.nn.functional.normalize(codebook, dim=-1) if metric == "cosine" else codebook, 0)
     centre = torch.nan_to_num(centre.sum(1) / usable.sum(1).clamp(min=1), 0.0, 0.0, 0.0)
-    exact = precision == "exact"
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=x.device)
+        return torch.empty(shape, dtype=dtype, device=codebook.device)
 
+    exact = precision == "exact"
     high = empty(heads, padded, width, dtype=torch.float32 if precision == "tf32" else torch.bfloat16)
     low = torch.empty_like(high) if exact else high
     bias = empty(heads, padded)
     flipped = empty(heads, dims, padded) if exact else bias
-    limits = torch.zeros((heads, 2), dtype=torch.float32, device=x.device)
+    limits = torch.zeros((heads, 2), dtype=torch.float32, device=codebook.device)
+    prepared = Prepared(centre, high, low, bias, flipped, limits, codes, padded, tile, metric, precision)
+    prepare_kernel[(padded // 16, heads)](
+        codebook, centre, high, low, bias, flipped, limits, codes, dims, padded,
+        EUCLIDEAN=prepared.euclidean, COSINE=metric == "cosine", PRECISION=precision, WIDTH=width,
+        BLOCK_D=min(width, 32), BLOCK_K=16, num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+    return prepared
+
+
+def search(x: torch.Tensor, prepared: Prepared, indices: torch.Tensor, upcast: bool = False) -> None:
+    """Fills contiguous indices int64, H * N of them, for x [H, N, D], at least one row."""
+    heads, rows, dims = x.shape
+    codes, padded, tile, precision = prepared.codes, prepared.padded, prepared.tile, prepared.precision
+    block_n, block_k, block_d, width = tile["BLOCK_N"], tile["BLOCK_K"], tile["BLOCK_D"], tile["WIDTH"]
+    exact, euclidean, bias, limits = precision == "exact", prepared.euclidean, prepared.bias, prepared.limits
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=x.device)
+
     undecided = empty(heads * rows, dtype=torch.int64) if exact else indices
     count = torch.zeros(1, dtype=torch.int64, device=x.device)
     span, parts = shares(triton.cdiv(rows, block_n) * heads, padded, block_k)
     values = empty(parts, 3, heads * rows) if parts > 1 else bias
     places = empty(parts, heads * rows, dtype=torch.int32) if parts > 1 else bias
     warps, stages = tile["num_warps"], tile["num_stages"]
-    with torch.cuda.device_of(x):
-        prepare_kernel[(padded // 16, heads)](
-            codebook, centre, high, low, bias, flipped, limits, codes, dims, padded,
-            EUCLIDEAN=euclidean, COSINE=cosine, PRECISION=precision, WIDTH=width, BLOCK_D=min(width, 32), BLOCK_K=16,
-            num_warps=4, enable_fp_fusion=True,
+    search_kernel[(triton.cdiv(rows, block_n), heads, parts)](
+        x, prepared.centre, prepared.high, prepared.low, bias, limits, indices, undecided, count, values, places,
+        rows, codes, dims, padded, span,
+        EUCLIDEAN=euclidean, PRECISION=precision, PARTS=parts > 1, WIDTH=width, BLOCK_N=block_n,
+        BLOCK_K=block_k, BLOCK_D=block_d, UPCAST=upcast, num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+    )  # fmt: skip
+    if parts > 1:
+        merge_kernel[(triton.cdiv(rows, 128), heads)](
+            limits, indices, undecided, count, values, places, rows, parts, dims,
+            EUCLIDEAN=euclidean, PRECISION=precision, BLOCK=128, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
-        search_kernel[(triton.cdiv(rows, block_n), heads, parts)](
-            x, centre, high, low, bias, limits, indices, undecided, count, values, places, rows, codes, dims, padded,
-            span, EUCLIDEAN=euclidean, PRECISION=precision, PARTS=parts > 1, WIDTH=width, BLOCK_N=block_n,
-            BLOCK_K=block_k, BLOCK_D=block_d, UPCAST=upcast, num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+    if exact:
+        rescore_kernel[(min(heads * rows, RESCORERS),)](
+            x, prepared.flipped, indices, undecided, count, rows, codes, dims, padded,
+            EUCLIDEAN=euclidean, COSINE=prepared.metric == "cosine", BLOCK_K=128, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
-        if parts > 1:
-            merge_kernel[(triton.cdiv(rows, 128), heads)](
-                limits, indices, undecided, count, values, places, rows, parts, dims,
-                EUCLIDEAN=euclidean, PRECISION=precision, BLOCK=128, num_warps=4, enable_fp_fusion=True,
-            )  # fmt: skip
-        if exact:
-            rescore_kernel[(min(heads * rows, RESCORERS),)](
-                x, flipped, indices, undecided, count, rows, codes, dims, padded,
-                EUCLIDEAN=euclidean, COSINE=cosine, BLOCK_K=128, num_warps=4, enable_fp_fusion=False,
-            )  # fmt: skip
-    return indices
 
 
 def shares(programs: int, padded: int, block_k: int) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """Residual quantization: at every stage the certified search of `nearest_code` on what is left, then one subtraction.
 
-G groups of N rows, Q stages of K codes, D dimensions. All codebooks are prepared by one launch; a stage is three more,
+Few, narrow rows go through all stages on chip instead: `residual_nearest_code_fused`.
+
+G groups of N rows, Q stages of K codes, D dimensions. All codebooks are prepared by one launch; a stage is a few more,
 without host synchronisation: the search, the float64 decision of the rows it left open (so that the next stage starts
 from exact indices), and `advance_kernel`, which subtracts the chosen codes, adds them up and writes the results.
 """
@@ -9,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .nearest_code import RESCORERS, prepare_kernel, rescore_kernel, search_kernel, tiles
+from . import residual_nearest_code_fused as fused
+from .nearest_code import prepare, search
 
 _ROWS = 32
 
@@ -78,43 +81,19 @@ def residual_nearest_code(
         return
     _, distinct, size, dims = codebooks.shape
     books = codebooks.transpose(0, 1).contiguous()
-    euclidean, cosine = metric in ("euclidean", "sqeuclidean"), metric == "cosine"
-    tile = tiles(dims)
-    block_n, block_k, block_d, width = tile["BLOCK_N"], tile["BLOCK_K"], tile["BLOCK_D"], tile["WIDTH"]
-    padded = triton.cdiv(size, block_k) * block_k
-    centre = torch.nn.functional.normalize(books, dim=-1) if cosine else books
-    centre = torch.nan_to_num(centre.mean(2), 0.0, 0.0, 0.0)
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=x.device)
-
-    high, low = (empty(distinct, groups, padded, width, dtype=torch.bfloat16) for _ in range(2))
-    bias, flipped = empty(distinct, groups, padded), empty(distinct, groups, dims, padded)
-    largest = torch.zeros((distinct, groups, 2), dtype=torch.float32, device=x.device)
-    counts = torch.zeros(depth, dtype=torch.int64, device=x.device)
-    chosen, undecided = empty(groups * rows, dtype=torch.int64), empty(groups * rows, dtype=torch.int64)
-    residual = x.to(torch.float32, copy=True)
-    warps, stages = tile["num_warps"], tile["num_stages"]
+    kept = codes if codes.numel() else None
     with torch.cuda.device_of(x):
-        prepare_kernel[(padded // 16, distinct * groups)](
-            books, centre, high, low, bias, flipped, largest, size, dims, padded,
-            EUCLIDEAN=euclidean, COSINE=cosine, WIDTH=width, BLOCK_D=min(width, 32), BLOCK_K=16, num_warps=4,
-            enable_fp_fusion=True,
-        )  # fmt: skip
+        prepared = prepare(books.flatten(0, 1), metric)
+        if fused.pays(groups * rows, prepared.tile["WIDTH"]):
+            fused.all_stages(x, books, prepared, limits, quantized, kept, indices, upcast)
+            return
+        chosen = torch.empty(groups * rows, dtype=torch.int64, device=x.device)
+        residual = x.to(torch.float32, copy=True)
         for stage in range(depth):
-            book, count = min(stage, distinct - 1), counts[stage:]
-            search_kernel[(triton.cdiv(rows, block_n), groups)](
-                residual, centre[book], high[book], low[book], bias[book], largest[book], chosen, undecided, count,
-                rows, size, dims, padded,
-                EUCLIDEAN=euclidean, WIDTH=width, BLOCK_N=block_n, BLOCK_K=block_k, BLOCK_D=block_d, UPCAST=upcast,
-                num_warps=warps, num_stages=stages, enable_fp_fusion=True,
-            )  # fmt: skip
-            rescore_kernel[(min(groups * rows, RESCORERS),)](
-                residual, flipped[book], chosen, undecided, count, rows, size, dims, padded,
-                EUCLIDEAN=euclidean, COSINE=cosine, BLOCK_K=128, num_warps=4, enable_fp_fusion=False,
-            )  # fmt: skip
+            book = min(stage, distinct - 1)
+            search(residual, prepared.heads(book * groups, (book + 1) * groups), chosen, upcast)
             advance_kernel[(triton.cdiv(groups * rows, _ROWS),)](
-                residual, quantized, codes if codes.numel() else None, books[book], chosen, indices, limits,
+                residual, quantized, kept, books[book], chosen, indices, limits,
                 groups * rows, rows, size, dims, stage, depth,
                 BLOCK_N=_ROWS, BLOCK_D=_columns(dims), num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip

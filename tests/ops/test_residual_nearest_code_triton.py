@@ -7,11 +7,18 @@ import pytest
 import torch
 
 from ferrovae import use_backend
-from ferrovae.ops import residual_nearest_code
+from ferrovae.ops import _triton, residual_nearest_code
 from ops.test_residual_nearest_code import by_definition, codebooks_of, hard_case
 
 pytest.importorskip("triton")
 pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"), pytest.mark.usefixtures("nan_filled_empty")]
+
+
+@pytest.fixture(params=["staged", "fused"])
+def _launches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows take the fused kernels; here the others too."""
+    if request.param == "staged":
+        monkeypatch.setattr(_triton.kernels("residual_nearest_code_fused"), "ROWS", 0)
 
 
 def assert_defined(x, books, metric: str = "euclidean") -> None:
@@ -38,6 +45,7 @@ def test_agrees_with_the_definition(n, q, k, d, metric, dtype):
     assert_defined((torch.randn(n, d) + 1).to(dtype), codebooks_of(q, k, d), metric)
 
 
+@pytest.mark.usefixtures("_launches")
 @pytest.mark.parametrize(
     ("case", "metric"),
     [
@@ -55,6 +63,7 @@ def test_hard_cases_are_exact(case, metric):
     assert_defined(x[:12, :4], books[:, :20, :4], metric)
 
 
+@pytest.mark.usefixtures("_launches")
 @pytest.mark.parametrize("shared", [False, True])
 def test_groups_limits_and_sharing(shared):
     x, stages = torch.randn(2, 9, 5), torch.randint(-1, 5, (2, 9))

@@ -163,7 +163,7 @@ def _reference(
     quantized.zero_()
     groups = torch.arange(x.shape[0], device=x.device)[:, None]
     for stage in range(codebooks.shape[1]):
-        chosen = _nearest(residual, codebooks[:, stage], metric, 1)[..., 0]
+        chosen = _nearest(residual, codebooks[:, stage], metric, 1, "exact")[..., 0]
         code = codebooks[groups, stage, chosen]
         if stages is not None:
             dropped = stages <= stage
