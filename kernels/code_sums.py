@@ -18,6 +18,8 @@ import triton.language as tl
 
 _VARIES = ["total", "rows", "codes", "dims"]
 BLOCK_N = 32
+# Columns of a tile at most: more masks than that do not fit the scalar registers of a gfx942.
+BLOCK_D = 32
 
 
 @triton.jit
@@ -132,12 +134,12 @@ def add_kernel(
     tl.atomic_add(sums + leader * dims + column, common, mask=column < common_columns, sem="relaxed")
     where = place[:, None] * dims + column[None, :]
     tl.atomic_add(sums + where, number, mask=inside & apart[:, None], sem="relaxed")
-    if WEIGHTED:
+    if WEIGHTED:  # noqa: SIM102 - known when it is compiled, unlike the next
         if tl.program_id(1) == 0:
-            number = (weight * _power(_unit(tl.load(heaviest + place, mask=used, other=0), count))).to(tl.int64)
-            common = tl.sum(tl.where(together, number, 0), axis=0)
-            tl.atomic_add(weight_sums + leader, common, mask=leader >= 0, sem="relaxed")
-            tl.atomic_add(weight_sums + place, number, mask=apart, sem="relaxed")
+            load = (weight * _power(_unit(tl.load(heaviest + place, mask=used, other=0), count))).to(tl.int64)
+            common_load = tl.sum(tl.where(together, load, 0), axis=0)
+            tl.atomic_add(weight_sums + leader, common_load, mask=leader >= 0, sem="relaxed")
+            tl.atomic_add(weight_sums + place, load, mask=apart, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=_VARIES)
@@ -201,15 +203,16 @@ def code_sums(
                 x, weights, places, counts, largest, heaviest, sums, weight_sums, heads * rows, dims, **options
             )
         if heads:
+            totals = (sums, weight_sums, counts, largest, heaviest)
             finish_kernel[(triton.cdiv(heads * codes, BLOCK_N), wide)](
-                sums, weight_sums, counts, largest, heaviest, out_sums, out_counts, heads * codes, dims, **options
+                *totals, out_sums, out_counts, heads * codes, dims, **options
             )
     return out_sums, out_counts
 
 
 def block(dims: int) -> int:
     """Columns of a tile, a power of two."""
-    return min(64, max(16, triton.next_power_of_2(max(dims, 1))))
+    return min(BLOCK_D, max(16, triton.next_power_of_2(max(dims, 1))))
 
 
 def aot_configurations() -> list[dict]:
@@ -236,7 +239,7 @@ def aot_configurations() -> list[dict]:
             found.append(
                 {
                     "kernel": kernel,
-                    "name": f"{dtype} {BLOCK_N}x{block(dims)} {'weighted' if weighted else ''}".strip(),
+                    "name": f"{dtype} {BLOCK_N}x{block(dims)}{' weighted' if weighted else ''}",
                     "signature": signature | {"total": "i32", "dims": "i32"},
                     "constexprs": {"WEIGHTED": weighted, "BLOCK_N": BLOCK_N, "BLOCK_D": block(dims)},
                     "num_warps": 4,

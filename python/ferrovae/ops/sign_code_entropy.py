@@ -75,8 +75,8 @@ def _check_bits(x: Tensor, groups: int) -> None:
         raise ValueError(f"{name}: groups is {groups}, expected 1 to d = {bits}")
     if -(-bits // groups) > MOST_BITS:
         raise ValueError(
-            f"{name}: groups is {groups}, expected at least {-(-bits // MOST_BITS)} for {bits} bits, {MOST_BITS} a group; "
-            "the batch entropy is then an upper bound"
+            f"{name}: groups is {groups}, expected at least {-(-bits // MOST_BITS)} for {bits} bits, {MOST_BITS} a "
+            "group; the batch entropy is then an upper bound"
         )
 
 
