@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrovae.ops import _code_softmax, _codes
-from ferrovae.ops._code_softmax import BLOCK, Gradients, Head
+from ferrovae.ops._code_softmax import Gradients, Head
 from ferrovae.ops._registry import Kernel, Operation
 from ferrovae.ops.nearest_code import Metric
 
@@ -50,8 +50,8 @@ def mean_code_entropy(
 
 def _batches(groups: int, rows: int, codes: int) -> Iterator[tuple[int, int]]:
     """First and last group of what is worked on together: groups whose rows fill a block, or one."""
-    widest = next(_code_softmax.row_slices(0, BLOCK, codes)).stop
-    step = max(1, min(widest // rows, BLOCK // codes))
+    widest = next(_code_softmax.row_slices(0, _code_softmax.BLOCK, codes)).stop
+    step = max(1, min(widest // rows, _code_softmax.BLOCK // codes))
     for first in range(0, groups, step):
         yield first, min(groups, first + step)
 
