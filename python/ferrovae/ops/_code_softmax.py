@@ -43,9 +43,14 @@ class Block(NamedTuple):
     )
 
 
-def row_slices(start: int, end: int, codes: int) -> Iterator[slice]:
-    """Rows of blocks that are `codes` wide, or as wide as a block is at most."""
-    step = max(1, BLOCK // min(codes, _CODES))
+def limit(device: torch.device) -> int:
+    """Numbers of a block: what stays in a CPU's cache; on a GPU enough to repay the launches, and still 8 MiB."""
+    return BLOCK if device.type == "cpu" else 4 * BLOCK
+
+
+def row_slices(start: int, end: int, codes: int, size: int) -> Iterator[slice]:
+    """Rows of blocks of at most `size` numbers that are `codes` wide, or as wide as a block is at most."""
+    step = max(1, size // min(codes, _CODES))
     for first in range(start, end, step):
         yield slice(first, min(end, first + step))
 
@@ -60,7 +65,8 @@ def logsumexp(x: Tensor, codes: Tensor, bias: Tensor, temperature: Tensor, metri
     """log sum_k exp(s): x [H, N, D], codes [H, K, D], bias [H, K] -> [H, N]."""
     if backend == "rust" and x.dtype == torch.float32:
         out = torch.empty(x.shape[:2])
-        spans, sizes = [_rust.span(tensor) for tensor in (x, codes, bias)], (*x.shape[:2], *codes.shape[1:])
+        spans = _rust.span(x), _rust.span(codes), _rust.span(bias)
+        sizes = x.shape[0], x.shape[1], codes.shape[1], codes.shape[2]
         inverse = 1 / float(temperature)
         _rust.core.code_logsumexp(*spans, sizes, metric, inverse, _rust.span(out), _rust.threads())
         return out
@@ -97,9 +103,9 @@ def _rust_block(
 ) -> tuple[Tensor, Tensor]:
     p = torch.empty(x.shape[0], e.shape[0])
     slopes = torch.empty(p.shape if metric == "euclidean" else 0)
-    tensors = (x, e, bias, lse.contiguous())
-    sizes = (1, *p.shape, x.shape[1])
-    spans = [_rust.span(tensor) for tensor in tensors]
+    lse = lse.contiguous()
+    spans = _rust.span(x), _rust.span(e), _rust.span(bias), _rust.span(lse)
+    sizes = 1, p.shape[0], p.shape[1], x.shape[1]
     out = _rust.span(p), _rust.span(slopes)
     _rust.core.code_probabilities(*spans, sizes, metric, 1 / float(temperature), *out, _rust.threads())
     return p, slopes if metric == "euclidean" else p
@@ -107,8 +113,8 @@ def _rust_block(
 
 def each_block(head: Head, start: int, end: int, backend: str) -> Callable[[], Iterable[Block]]:
     """What walks over all blocks of rows `start..end`, as often as it is called; a single one is computed once."""
-    codes = head.codes.shape[0]
-    plan = [(r, c) for c in code_slices(codes) for r in row_slices(start, end, codes)]
+    codes, size = head.codes.shape[0], limit(head.x.device)
+    plan = [(r, c) for c in code_slices(codes) for r in row_slices(start, end, codes, size)]
     if len(plan) == 1:
         single = block(head, *plan[0], backend)
         return lambda: [single]

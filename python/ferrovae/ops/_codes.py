@@ -55,7 +55,7 @@ def temperature(operation: str, value: float | Tensor, like: Tensor, *, zero: bo
         return value.to(like.dtype).reshape(())
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{operation}: temperature is a {type(value).__name__}, expected a number or a tensor")
-    if not (value >= 0 if zero else value > 0) or math.isinf(value):
+    if not ((value >= 0 if zero else value > 0) and value < math.inf):
         expected = "0 or a positive number" if zero else "a positive number"
         raise ValueError(f"{operation}: temperature is {value}, expected {expected}")
     return torch.full((), value, dtype=like.dtype, device=like.device)

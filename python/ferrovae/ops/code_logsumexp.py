@@ -6,6 +6,7 @@ computes the softmax again, block by block (Dao et al., FlashAttention, 2022).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,18 +89,18 @@ def _fake_backward(x: Tensor, codebook: Tensor, temperature: Tensor, *_: Any) ->
 _operation = Operation(
     "code_logsumexp",
     "(Tensor x, Tensor codebook, Tensor temperature, str metric) -> Tensor",
-    reference=lambda *args: _forward(*args, "reference"),
+    reference=partial(_forward, backend="reference"),
     fake=lambda x, codebook, temperature, metric: x.new_empty(x.shape[:2]),
-    rust=Kernel(lambda *args: _forward(*args, "rust"), _codes.KERNEL_DTYPES),
-    triton=Kernel(lambda *args: _forward(*args, "triton"), _codes.KERNEL_DTYPES),
+    rust=Kernel(partial(_forward, backend="rust"), _codes.KERNEL_DTYPES),
+    triton=Kernel(partial(_forward, backend="triton"), _codes.KERNEL_DTYPES),
 )
 _gradient = Operation(
     "code_logsumexp_backward",
     "(Tensor x, Tensor codebook, Tensor temperature, Tensor lse, Tensor grad, str metric) -> (Tensor, Tensor, Tensor)",
-    reference=lambda *args: _backward(*args, "reference"),
+    reference=partial(_backward, backend="reference"),
     fake=_fake_backward,
-    rust=Kernel(lambda *args: _backward(*args, "rust"), _codes.KERNEL_DTYPES),
-    triton=Kernel(lambda *args: _backward(*args, "triton"), _codes.KERNEL_DTYPES),
+    rust=Kernel(partial(_backward, backend="rust"), _codes.KERNEL_DTYPES),
+    triton=Kernel(partial(_backward, backend="triton"), _codes.KERNEL_DTYPES),
 )
 
 
@@ -134,10 +135,10 @@ def _differentiate_twice(
             directions = (None if v_x is None else v_x[head, rows], None if v_codes is None else v_codes[head])
             with torch.enable_grad():
                 leaves = [tensor.clone().requires_grad_() for tensor in given]
-                value = (_scores(*leaves[:3], ctx.metric) + bias[head]).logsumexp(1)
+                value = (_scores(leaves[0], leaves[1], leaves[2], ctx.metric) + bias[head]).logsumexp(1)
                 firsts = torch.autograd.grad((value * leaves[3]).sum(), leaves[:3], create_graph=True)
                 pairs = zip(firsts, (*directions, v_temperature), strict=True)
-                along = sum((first * v).sum() for first, v in pairs if v is not None)
+                along = torch.stack([(first * v).sum() for first, v in pairs if v is not None]).sum()
                 parts = torch.autograd.grad(along, leaves)
             for place, part in zip(places, parts, strict=True):
                 place += part

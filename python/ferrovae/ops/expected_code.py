@@ -5,6 +5,7 @@ Attention with the codebook as keys and values: soft assignment.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,19 +107,19 @@ def _fake_backward(
 _operation = Operation(
     _NAME,
     "(Tensor x, Tensor codebook, Tensor values, Tensor temperature, str metric) -> (Tensor, Tensor)",
-    reference=lambda *args: _forward(*args, "reference"),
+    reference=partial(_forward, backend="reference"),
     fake=_fake,
-    rust=Kernel(lambda *args: _forward(*args, "rust"), _codes.KERNEL_DTYPES),
-    triton=Kernel(lambda *args: _forward(*args, "triton"), _codes.KERNEL_DTYPES),
+    rust=Kernel(partial(_forward, backend="rust"), _codes.KERNEL_DTYPES),
+    triton=Kernel(partial(_forward, backend="triton"), _codes.KERNEL_DTYPES),
 )
 _gradient = Operation(
     f"{_NAME}_backward",
     "(Tensor x, Tensor codebook, Tensor values, Tensor temperature, Tensor lse, Tensor expected, Tensor grad, "
     "Tensor grad_lse, str metric) -> (Tensor, Tensor, Tensor, Tensor)",
-    reference=lambda *args: _backward(*args, "reference"),
+    reference=partial(_backward, backend="reference"),
     fake=_fake_backward,
-    rust=Kernel(lambda *args: _backward(*args, "rust"), _codes.KERNEL_DTYPES),
-    triton=Kernel(lambda *args: _backward(*args, "triton"), _codes.KERNEL_DTYPES),
+    rust=Kernel(partial(_backward, backend="rust"), _codes.KERNEL_DTYPES),
+    triton=Kernel(partial(_backward, backend="triton"), _codes.KERNEL_DTYPES),
 )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ferrovae.ops import _code_softmax, _codes
-from ferrovae.ops._code_softmax import BLOCK, Gradients, Head
+from ferrovae.ops._code_softmax import Gradients, Head
 from ferrovae.ops._registry import Kernel, Operation
 from ferrovae.ops.nearest_code import Metric
 
@@ -48,10 +49,11 @@ def mean_code_entropy(
     return _operation(grouped, codes, scale, kernel_metric)[0].reshape(x.shape[:-2])
 
 
-def _batches(groups: int, rows: int, codes: int) -> Iterator[tuple[int, int]]:
+def _batches(groups: int, rows: int, codes: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """First and last group of what is worked on together: groups whose rows fill a block, or one."""
-    widest = next(_code_softmax.row_slices(0, BLOCK, codes)).stop
-    step = max(1, min(widest // rows, BLOCK // codes))
+    size = _code_softmax.limit(device)
+    widest = next(_code_softmax.row_slices(0, size, codes, size)).stop
+    step = max(1, min(widest // rows, size // codes))
     for first in range(0, groups, step):
         yield first, min(groups, first + step)
 
@@ -73,7 +75,7 @@ def _forward(x: Tensor, codebook: Tensor, temperature: Tensor, metric: str, back
     count = lse.isfinite().sum(2).clamp(min=1)
     for number in range(heads if rows else 0):
         head = Head(x[number], codes[number], bias[number], lse[number].reshape(-1), temperature, metric)
-        for first, last in _batches(groups, rows, codes.shape[1]):
+        for first, last in _batches(groups, rows, codes.shape[1], x.device):
             blocks = _code_softmax.each_block(head, first * rows, last * rows, backend)
             mean = _mean(blocks(), last - first, codes.shape[1], count[number, first:last])
             entropy[number, first:last] = -torch.xlogy(mean, mean).sum(1)
@@ -109,7 +111,7 @@ def _backward(
     for number in range(heads if rows else 0):
         head = Head(x[number], codes[number], bias[number], lse[number].reshape(-1), temperature, metric)
         gradients = Gradients(head)
-        for first, last in _batches(groups, rows, codes.shape[1]):
+        for first, last in _batches(groups, rows, codes.shape[1], x.device):
             blocks = _code_softmax.each_block(head, first * rows, last * rows, backend)
             mean = _mean(blocks(), last - first, codes.shape[1], known[number, first:last].sum(1).clamp(min=1))
             surprise = -torch.where(mean > 0, mean, 1.0).log().to(x.dtype)
@@ -155,19 +157,19 @@ def _fake_backward(x: Tensor, codebook: Tensor, temperature: Tensor, *_: Any) ->
 _operation = Operation(
     _NAME,
     "(Tensor x, Tensor codebook, Tensor temperature, str metric) -> (Tensor, Tensor)",
-    reference=lambda *args: _forward(*args, "reference"),
+    reference=partial(_forward, backend="reference"),
     fake=_fake,
-    rust=Kernel(lambda *args: _forward(*args, "rust"), _codes.KERNEL_DTYPES),
-    triton=Kernel(lambda *args: _forward(*args, "triton"), _codes.KERNEL_DTYPES),
+    rust=Kernel(partial(_forward, backend="rust"), _codes.KERNEL_DTYPES),
+    triton=Kernel(partial(_forward, backend="triton"), _codes.KERNEL_DTYPES),
 )
 _gradient = Operation(
     f"{_NAME}_backward",
     "(Tensor x, Tensor codebook, Tensor temperature, Tensor lse, Tensor grad, Tensor grad_lse, str metric) "
     "-> (Tensor, Tensor, Tensor)",
-    reference=lambda *args: _backward(*args, "reference"),
+    reference=partial(_backward, backend="reference"),
     fake=_fake_backward,
-    rust=Kernel(lambda *args: _backward(*args, "rust"), _codes.KERNEL_DTYPES),
-    triton=Kernel(lambda *args: _backward(*args, "triton"), _codes.KERNEL_DTYPES),
+    rust=Kernel(partial(_backward, backend="rust"), _codes.KERNEL_DTYPES),
+    triton=Kernel(partial(_backward, backend="triton"), _codes.KERNEL_DTYPES),
 )
 
 

@@ -109,7 +109,8 @@ def _rust_kernel(
     inverse = 1 / float(_scale(temperature))
     x, codes, rows, bias = _codes.usable(x, codebook)
     out, row_ids = torch.empty(x.shape[:2], dtype=torch.int64), row_ids.contiguous()
-    spans, sizes = [_rust.span(tensor) for tensor in (x, codes, bias)], (*x.shape[:2], *codes.shape[1:])
+    spans = _rust.span(x), _rust.span(codes), _rust.span(bias)
+    sizes = x.shape[0], x.shape[1], codes.shape[1], codes.shape[2]
     noise = int(seed), _rust.span(row_ids)
     _rust.core.sample_code(*spans, sizes, metric, inverse, noise, _rust.span(out), _rust.threads())
     return out.masked_fill_(~rows, 0)
