@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ferrovae.ops import _checks, _triton
+from ferrovae.ops import _checks, _events, _triton
 from ferrovae.ops._registry import Kernel, Operation
 from ferrovae.ops._rust import core, span, threads
 
@@ -53,41 +53,8 @@ def _checked(x: torch.Tensor, logits: torch.Tensor, batch_dims: int) -> torch.Te
         raise TypeError(f"{name}: x is {x.dtype}, expected bool, integers or floating point")
     if x.device != logits.device:
         raise ValueError(f"{name}: x is on {x.device}, expected {logits.device}, where logits are")
-    if not 0 <= batch_dims <= logits.ndim:
-        raise ValueError(f"{name}: batch_dims is {batch_dims}, expected 0 to {logits.ndim} for logits {_text(logits)}")
-    if batch_dims and x.shape == logits.shape:
-        return x
-    given, extra = x, logits.ndim - x.ndim
-    missing_too_many = extra > max(batch_dims - 1, 0)
-    while 0 <= extra < batch_dims and x.shape[0] == 1 != logits.shape[extra]:
-        x, extra = x[0], extra + 1
-    if extra < 0 or missing_too_many or x.shape != logits.shape[extra:]:
-        raise ValueError(
-            f"{name}: x is {_text(given)}, expected {_text(logits)} to match logits; of the {batch_dims} batch "
-            "dimensions leading ones may be 1, all but one may be missing"
-        )
-    return x
-
-
-def _text(tensor: torch.Tensor) -> str:
-    return str(tuple(tensor.shape))
-
-
-def _work(logits: torch.Tensor) -> torch.dtype:
-    """What is computed in, and the result's dtype."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def _sum_events(values: torch.Tensor, batch_dims: int) -> torch.Tensor:
-    if values.ndim == batch_dims:
-        return values
-    exact = torch.float64 if values.device.type == "cpu" else values.dtype
-    return values.sum(tuple(range(batch_dims, values.ndim)), dtype=exact).to(values.dtype)
-
-
-def _columns(per_example: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`(N,)` as `(N, 1, ...)`, to multiply with `like`."""
-    return per_example.reshape(per_example.shape + (1,) * (like.ndim - per_example.ndim))
+    _events.batch(name, batch_dims, logits.ndim, "logits", logits)
+    return _events.data(name, x, logits.shape, batch_dims, "logits")
 
 
 def _to_x(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -97,30 +64,23 @@ def _to_x(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _reference(logits: torch.Tensor, x: torch.Tensor, batch_dims: int) -> torch.Tensor:
-    work = _work(logits)
+    work = _events.work(logits)
     logits, x = logits.to(work), x.to(work)
     error = x - (logits > 0).to(work)  # x l - max(l, 0) = error l, without cancellation
     linear = torch.where(error == 0, 0.0, error * logits)  # 0 times infinity is 0 here
-    return _sum_events(linear - torch.log1p(torch.exp(-logits.abs())), batch_dims)
+    return _events.total(linear - torch.log1p(torch.exp(-logits.abs())), batch_dims)
 
 
 def _reference_backward(logits: torch.Tensor, x: torch.Tensor, grad: torch.Tensor, batch_dims: int) -> torch.Tensor:
-    work = _work(logits)
+    work = _events.work(logits)
     rest = torch.sigmoid(-logits.abs().to(work))  # sigmoid(l) is rest, or 1 - rest where l > 0
     error = x.to(work) - (logits > 0).to(work)
-    return (_columns(grad, logits) * (error + torch.where(logits > 0, rest, -rest))).to(logits.dtype)
-
-
-def _unexpanded(x: torch.Tensor) -> torch.Tensor:
-    """x without the leading dimensions it is expanded over."""
-    while x.ndim and x.shape[0] > 1 and x.stride(0) == 0:
-        x = x[0]
-    return x
+    return (_events.columns(grad, logits) * (error + torch.where(logits > 0, rest, -rest))).to(logits.dtype)
 
 
 def _rows(x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """What Rust reads x as: contiguous, of a type it knows, a copy only where it must be."""
-    x = _unexpanded(x)
+    x = _events.unexpanded(x)
     if logits.dtype == torch.float64:
         return x.to(torch.float64).contiguous()
     if x.dtype == torch.bool:
@@ -135,7 +95,7 @@ def _typed(tensor: torch.Tensor) -> tuple[int, int, str]:
 def _rust(logits: torch.Tensor, x: torch.Tensor, batch_dims: int) -> torch.Tensor:
     logits, x, columns = logits.contiguous(), _rows(x, logits), logits.shape[batch_dims:].numel()
     # A tuple: torch.empty takes 3 us longer for a torch.Size.
-    out = torch.empty(tuple(logits.shape[:batch_dims]), dtype=_work(logits))
+    out = torch.empty(tuple(logits.shape[:batch_dims]), dtype=_events.work(logits))
     if logits.dtype == torch.float64:
         core.bernoulli_log_prob_f64(span(logits), span(x), columns, span(out), threads())
     else:
@@ -154,14 +114,14 @@ def _rust_backward(logits: torch.Tensor, x: torch.Tensor, grad: torch.Tensor, ba
 
 
 def _triton_x(x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    x = _unexpanded(x)
+    x = _events.unexpanded(x)
     if x.dtype == torch.bool:
         x = x.view(torch.uint8)
-    return (x if x.dtype in _FLOATS or x.dtype == torch.uint8 else x.to(_work(logits))).contiguous()
+    return (x if x.dtype in _FLOATS or x.dtype == torch.uint8 else x.to(_events.work(logits))).contiguous()
 
 
 def _triton_forward(logits: torch.Tensor, x: torch.Tensor, batch_dims: int) -> torch.Tensor:
-    batch, work = logits.shape[:batch_dims], _work(logits)
+    batch, work = logits.shape[:batch_dims], _events.work(logits)
     return _triton.kernels("bernoulli_log_prob").forward(logits.contiguous(), _triton_x(x, logits), batch, work)
 
 
@@ -171,7 +131,7 @@ def _triton_backward(logits: torch.Tensor, x: torch.Tensor, grad: torch.Tensor, 
 
 
 def _fake(logits: torch.Tensor, x: torch.Tensor, batch_dims: int) -> torch.Tensor:
-    return logits.new_empty(logits.shape[:batch_dims], dtype=_work(logits))
+    return logits.new_empty(logits.shape[:batch_dims], dtype=_events.work(logits))
 
 
 def _fake_backward(logits: torch.Tensor, x: torch.Tensor, grad: torch.Tensor, batch_dims: int) -> torch.Tensor:
@@ -207,22 +167,24 @@ def _differentiate(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, .
     if ctx.needs_input_grad[0]:
         d_logits = _backward(logits, x, grad, ctx.batch_dims, backend=ctx.backend)
     if ctx.needs_input_grad[1]:
-        d_x = _to_x(_columns(grad, logits) * logits, x)
+        d_x = _to_x(_events.columns(grad, logits) * logits, x)
     return d_logits, d_x, None, None
 
 
 def _differentiate_twice(ctx: Any, grad_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     """The derivatives of g (x - sigmoid(l)), in plain torch, so that they have derivatives themselves."""
     logits, x, grad = ctx.saved_tensors
-    work = _work(logits)
+    work = _events.work(logits)
     outer, logit = grad_grad.to(work), logits.to(work)
     d_logits = d_x = d_grad = None
     if ctx.needs_input_grad[0]:
-        d_logits = (-outer * _columns(grad, logits) * torch.sigmoid(logit) * torch.sigmoid(-logit)).to(logits.dtype)
+        d_logits = (-outer * _events.columns(grad, logits) * torch.sigmoid(logit) * torch.sigmoid(-logit)).to(
+            logits.dtype
+        )
     if ctx.needs_input_grad[1]:
-        d_x = _to_x(outer * _columns(grad, logits), x)
+        d_x = _to_x(outer * _events.columns(grad, logits), x)
     if ctx.needs_input_grad[2]:
-        d_grad = _sum_events(outer * (x.to(work) - torch.sigmoid(logit)), ctx.batch_dims)
+        d_grad = _events.total(outer * (x.to(work) - torch.sigmoid(logit)), ctx.batch_dims)
     return d_logits, d_x, d_grad, None, None
 
 
