@@ -37,9 +37,7 @@ def _tile(x, mean, log_scale, rows, x_rows, columns, top, BLOCK_N: tl.constexpr,
 
 
 @triton.jit(do_not_specialize=_VARIES)
-def forward_kernel(
-    x, mean, log_scale, out, rows, x_rows, columns, top, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def forward_kernel(x, mean, log_scale, out, rows, x_rows, columns, top, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
     """out [R, pieces of a row]: sums of log masses."""
     row, piece, pieces, _, inside, v, lower, upper, scale, highest = _tile(
         x, mean, log_scale, rows, x_rows, columns, top, BLOCK_N, BLOCK_D

@@ -3,8 +3,7 @@
 N images of P pixels, M components, all tensors contiguous: x (N, 3, P), or fewer images, a divisor n of N: image i
 meets image i mod n; logits (N, M, P); means, log_scales and coefficients (N, 3, M, P). A program holds a piece of an
 image's pixels and walks over the components, keeping a running maximum and sum; the pieces' sums are added by a second,
-ordered pass. The backward kernel walks twice: for the sums, then for the shares. Computed in float32, float64 for
-float64 logits.
+ordered pass. The backward kernel walks twice: for the sums, then for the shares. Computed in float32.
 """
 
 import torch
@@ -18,18 +17,18 @@ _VARIES = ["x_images", "components", "pixels", "top", "floor"]
 
 
 @triton.jit
-def _pixels(x, x_images, pixels, top, work: tl.constexpr, BLOCK_P: tl.constexpr):
+def _pixels(x, x_images, pixels, top, BLOCK_P: tl.constexpr):
     """This program's image int64, its pixels and which of them there are, the three levels there and T."""
     pieces = tl.cdiv(pixels, BLOCK_P)
     program = tl.program_id(0)
     image = (program // pieces).to(tl.int64)
     pixel = program % pieces * BLOCK_P + tl.arange(0, BLOCK_P)
     there = pixel < pixels
-    highest = tl.zeros([BLOCK_P], work) + top
+    highest = tl.zeros([BLOCK_P], tl.float32) + top
     start = x + image % x_images * 3 * pixels + pixel
-    red = level(tl.load(start, mask=there, other=0.0).to(work), highest)
-    green = level(tl.load(start + pixels, mask=there, other=0.0).to(work), highest)
-    blue = level(tl.load(start + 2 * pixels, mask=there, other=0.0).to(work), highest)
+    red = level(tl.load(start, mask=there, other=0.0).to(tl.float32), highest)
+    green = level(tl.load(start + pixels, mask=there, other=0.0).to(tl.float32), highest)
+    blue = level(tl.load(start + 2 * pixels, mask=there, other=0.0).to(tl.float32), highest)
     return image, pixel, there, red, green, blue, highest
 
 
@@ -50,12 +49,12 @@ def _mass(v, before, mean, log_scale, floor, highest):
 
 
 @triton.jit
-def _load(values, offsets, apart, there, work: tl.constexpr):
+def _load(values, offsets, apart, there):
     """A component's three numbers."""
     return (
-        tl.load(values + offsets, mask=there, other=0.0).to(work),
-        tl.load(values + offsets + apart, mask=there, other=0.0).to(work),
-        tl.load(values + offsets + 2 * apart, mask=there, other=0.0).to(work),
+        tl.load(values + offsets, mask=there, other=0.0).to(tl.float32),
+        tl.load(values + offsets + apart, mask=there, other=0.0).to(tl.float32),
+        tl.load(values + offsets + 2 * apart, mask=there, other=0.0).to(tl.float32),
     )
 
 
@@ -82,20 +81,19 @@ def forward_kernel(
     BLOCK_P: tl.constexpr,
 ):
     """out [N, pieces of an image]."""
-    work: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
-    image, pixel, there, red, green, blue, highest = _pixels(x, x_images, pixels, top, work, BLOCK_P)
-    least = tl.zeros([BLOCK_P], work) - 3e38
-    lowest = tl.zeros([BLOCK_P], work) + floor
+    image, pixel, there, red, green, blue, highest = _pixels(x, x_images, pixels, top, BLOCK_P)
+    least = tl.zeros([BLOCK_P], tl.float32) - 3e38
+    lowest = tl.zeros([BLOCK_P], tl.float32) + floor
     most_score, most_logit = least, least
-    scores, weights = tl.zeros([BLOCK_P], work), tl.zeros([BLOCK_P], work)
+    scores, weights = tl.zeros([BLOCK_P], tl.float32), tl.zeros([BLOCK_P], tl.float32)
     n_red, n_green = 2.0 * red - highest, 2.0 * green - highest
     apart = components.to(tl.int64) * pixels
-    for m in range(0, components):
+    for m in range(components):
         offsets = (image * 3 * components + m) * pixels + pixel
-        mean_0, mean_1, mean_2 = _load(means, offsets, apart, there, work)
-        scale_0, scale_1, scale_2 = _load(log_scales, offsets, apart, there, work)
-        raw_0, raw_1, raw_2 = _load(coefficients, offsets, apart, there, work)
-        logit = tl.load(logits + (image * components + m) * pixels + pixel, mask=there, other=0.0).to(work)
+        mean_0, mean_1, mean_2 = _load(means, offsets, apart, there)
+        scale_0, scale_1, scale_2 = _load(log_scales, offsets, apart, there)
+        raw_0, raw_1, raw_2 = _load(coefficients, offsets, apart, there)
+        logit = tl.load(logits + (image * components + m) * pixels + pixel, mask=there, other=0.0).to(tl.float32)
         one, _, _, _, _ = _mass(red, 0.0, mean_0, scale_0, lowest, highest)
         two, _, _, _, _ = _mass(green, _tanh(raw_0) * n_red, mean_1, scale_1, lowest, highest)
         before = _tanh(raw_1) * n_red + _tanh(raw_2) * n_green
@@ -126,23 +124,22 @@ def backward_kernel(
     BLOCK_P: tl.constexpr,
 ):
     """Each as its parameter: grad times the derivatives, times the component's share of the likelihood."""
-    work: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
-    image, pixel, there, red, green, blue, highest = _pixels(x, x_images, pixels, top, work, BLOCK_P)
-    least = tl.zeros([BLOCK_P], work) - 3e38
-    lowest = tl.zeros([BLOCK_P], work) + floor
+    image, pixel, there, red, green, blue, highest = _pixels(x, x_images, pixels, top, BLOCK_P)
+    least = tl.zeros([BLOCK_P], tl.float32) - 3e38
+    lowest = tl.zeros([BLOCK_P], tl.float32) + floor
     most_score, most_logit = least, least
-    scores, weights = tl.zeros([BLOCK_P], work), tl.zeros([BLOCK_P], work)
+    scores, weights = tl.zeros([BLOCK_P], tl.float32), tl.zeros([BLOCK_P], tl.float32)
     n_red, n_green = 2.0 * red - highest, 2.0 * green - highest
     apart = components.to(tl.int64) * pixels
-    weight = tl.load(grad + image).to(work)
-    for turn in range(0, 2 * components):
+    weight = tl.load(grad + image).to(tl.float32)
+    for turn in range(2 * components):
         m = turn % components
         offsets = (image * 3 * components + m) * pixels + pixel
-        mean_0, mean_1, mean_2 = _load(means, offsets, apart, there, work)
-        scale_0, scale_1, scale_2 = _load(log_scales, offsets, apart, there, work)
-        raw_0, raw_1, raw_2 = _load(coefficients, offsets, apart, there, work)
+        mean_0, mean_1, mean_2 = _load(means, offsets, apart, there)
+        scale_0, scale_1, scale_2 = _load(log_scales, offsets, apart, there)
+        raw_0, raw_1, raw_2 = _load(coefficients, offsets, apart, there)
         at = (image * components + m) * pixels + pixel
-        logit = tl.load(logits + at, mask=there, other=0.0).to(work)
+        logit = tl.load(logits + at, mask=there, other=0.0).to(tl.float32)
         c_0, c_1, c_2 = _tanh(raw_0), _tanh(raw_1), _tanh(raw_2)
         one, a_0, b_0, width_0, rate_0 = _mass(red, 0.0, mean_0, scale_0, lowest, highest)
         two, a_1, b_1, width_1, rate_1 = _mass(green, c_0 * n_red, mean_1, scale_1, lowest, highest)
@@ -211,13 +208,12 @@ def forward(
     levels: int,
     floor: float,
     batch_dims: int,
-    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Log-likelihoods of the batch's shape; all contiguous."""
     batch, pixels = logits.shape[:batch_dims], logits.shape[batch_dims + 1 :].numel()
     if logits.numel() == 0:
-        return torch.zeros(batch, dtype=dtype, device=logits.device)
-    out = torch.empty((batch.numel(), -(-pixels // BLOCK)), dtype=dtype, device=logits.device)
+        return torch.zeros(batch, dtype=torch.float32, device=logits.device)
+    out = torch.empty((batch.numel(), -(-pixels // BLOCK)), dtype=torch.float32, device=logits.device)
     _launch(forward_kernel, (x, logits, means, log_scales, coefficients, out), levels, floor, batch_dims)
     return out.sum(1).view(batch)
 
@@ -244,12 +240,12 @@ def backward(
 def aot_configurations() -> list[dict]:
     """The configurations shipped, for the ahead-of-time tests."""
     configurations = []
-    for kind, result in (("fp32", "fp32"), ("bf16", "fp32"), ("fp64", "fp64")):
-        inputs = {name: f"*{kind}" for name in ("x", "logits", "means", "log_scales", "coefficients")}
+    for kind in ("fp32", "bf16"):
+        inputs = dict.fromkeys(("x", "logits", "means", "log_scales", "coefficients"), f"*{kind}")
         counts = {"x_images": "i32", "components": "i32", "pixels": "i32", "top": "i32", "floor": "fp32"}
         names = ("d_logits", "d_means", "d_log_scales", "d_coefficients")
-        gradients = {"grad": f"*{result}"} | {name: f"*{kind}" for name in names}
-        for kernel, others in (("forward_kernel", {"out": f"*{result}"}), ("backward_kernel", gradients)):
+        gradients = {"grad": "*fp32"} | dict.fromkeys(names, f"*{kind}")
+        for kernel, others in (("forward_kernel", {"out": "*fp32"}), ("backward_kernel", gradients)):
             configurations.append(
                 {
                     "kernel": kernel,

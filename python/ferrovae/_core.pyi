@@ -174,7 +174,7 @@ def discretized_logistic_log_prob_backward_f64(
     data: tuple[Span, Span, Span], sizes: tuple[int, int], grad: Span, out: tuple[Span, Span], threads: int
 ) -> None: ...
 
-# --- discretized_logistic_mixture_log_prob: (x, logits, means, log scales, coefficients), (images, M, pixels, levels) --
+# --- discretized_logistic_mixture_log_prob: (x, logits, means, log scales, coefficients), (images, M, pixels, levels) -
 
 FiveSpans = tuple[Span, Span, Span, Span, Span]
 FourSpans = tuple[Span, Span, Span, Span]

@@ -7,12 +7,12 @@ import math
 
 import pytest
 import torch
-from ops.logistic_truth import exact, log_masses, on_levels
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from ferrovae import use_backend
 from ferrovae.ops import discretized_logistic_log_prob
+from ops.logistic_truth import exact, log_masses, on_levels
 
 INF = math.inf
 BACKENDS = ["reference", "rust", "triton"]
@@ -239,7 +239,9 @@ def test_threads_change_no_bit(cpu_backend: None) -> None:
 
 # The check itself reads .grad of a tensor that is no leaf.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("case", ["plain", "samples", "strided", "expanded", "empty"])
+@pytest.mark.parametrize(
+    "case", ["samples", *(pytest.param(c, marks=pytest.mark.slow) for c in ("plain", "strided", "expanded", "empty"))]
+)
 def test_opcheck(cpu_backend: None, case: str) -> None:
     x, mean, log_scale = sample(4, 3, 5)
     x, mean, log_scale, batch_dims = {
@@ -302,7 +304,11 @@ def test_exported_vmapped_checkpointed_and_under_autocast(cpu_backend: None) -> 
         ({"x": torch.zeros(3, 5)}, ValueError, r"x is \(3, 5\), expected \(3, 4\) to match mean"),
         ({"x": torch.zeros(3, 4, dtype=torch.uint8)}, TypeError, r"x is torch.uint8, expected float32"),
         ({"x": [0.0]}, TypeError, r"x is a list, expected a tensor"),
-        ({"mean": torch.zeros(3, 4, dtype=torch.float64)}, TypeError, r"log_scale is torch.float32, expected torch.floa"),
+        (
+            {"mean": torch.zeros(3, 4, dtype=torch.float64)},
+            TypeError,
+            r"log_scale is torch.float32, expected torch.floa",
+        ),
         ({"log_scale": torch.zeros(2, 4)}, ValueError, r"log_scale is \(2, 4\), expected a shape that broadcasts"),
         ({"x": torch.zeros(3, 4, device="meta")}, ValueError, r"x is on meta, expected cpu"),
         ({"levels": 1}, ValueError, r"levels is 1, expected 2 to 65536"),

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,11 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ferrovae import ops
+from ferrovae.bench import _likelihoods
+from ferrovae.bench.case import Case
 from ferrovae.bench.measure import interleaved, machine
 
-SHAPES = ((240, 784), (5000, 784))
+SHAPES = [{"N": 240, "D": 784}, {"N": 5000, "D": 784}]
 LEVELS = ("portable", "avx2", "avx512")
 TARGETS = {"avx2": 2.0, "avx512": 4.0}  # times faster than eager
 
@@ -67,7 +69,19 @@ def _measured_apart(level: str, rounds: int, compiled: bool) -> dict[str, Any]:
     return report
 
 
-def measure_level(shapes: Sequence[tuple[int, int]] = SHAPES, *, rounds: int = 25, compiled: bool) -> dict[str, Any]:
+def cases(shape: dict[str, int], device: torch.device) -> Iterator[Case]:
+    """N examples of D binary dimensions."""
+    size, generator = (shape["N"], shape["D"]), torch.Generator().manual_seed(0)
+    logits = (torch.randn(size, generator=generator) * 4).to(device)
+    x = torch.rand(size, generator=generator).round().to(device)
+    promised = device.type == "cpu" and machine()["simd"] == "avx512" and size == (240, 784)
+    targets = {"torch eager": 4.0, "torch.compile": 2.0} if promised else {}
+    yield from _likelihoods.cases("bernoulli_log_prob", shape, ops.bernoulli_log_prob, eager, x, (logits,), targets)
+
+
+def measure_level(
+    shapes: Sequence[tuple[int, int]] = ((240, 784), (5000, 784)), *, rounds: int = 25, compiled: bool
+) -> dict[str, Any]:
     """Rows of this process's SIMD level, and the machine."""
     previous = torch.get_num_threads()
     torch.set_num_threads(1)

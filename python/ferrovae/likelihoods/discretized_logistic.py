@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ferrovae.likelihoods.base import Factorized, Likelihood
+from ferrovae.ops import discretized_logistic_log_prob
 
 __all__ = ["DiscretizedLogistic", "DiscretizedLogisticDistribution"]
 
@@ -21,7 +21,7 @@ class DiscretizedLogisticDistribution(Factorized):
 
     x is one of `levels` values evenly spaced on [-1, 1], h half their distance; the lowest level takes all mass
     below it and the highest all above (Salimans et al. 2017, PixelCNN++), so the levels' probabilities sum to 1.
-    Evaluated without subtracting two rounded F's: right to float precision from log_scale -7 upwards.
+    Evaluated without subtracting two rounded F's.
 
     Args:
         mean, log_scale: (*batch, *event), float32 or float64; log_scale is floored at -7.
@@ -74,26 +74,17 @@ class DiscretizedLogisticDistribution(Factorized):
         bad = (offset - offset.round()).abs() > 0.01
         self._reject(x, bad, f"is none of the {self.levels} levels 2 v / {self.levels - 1} - 1")
 
-    def _log_prob(self, x: Tensor) -> Tensor:
-        mean, log_scale, top = self.location, self.log_scale, self.levels - 1
-        level = self._level(x.to(mean.dtype))
-        # x as a rounded head and the tail it lost: at scale exp(-7) the rounding alone would cost 3e-5 nats
-        exact = (2 * level - top).to(torch.float32 if mean.device.type == "mps" else torch.float64) / top
-        head = exact.to(mean.dtype)
-        distance = (head - mean) + (exact - head).to(mean.dtype)
-        rate = (-log_scale).exp()
-        below = functional.logsigmoid((distance + 1 / top) * rate)  # log F(upper edge)
-        above = functional.logsigmoid((1 / top - distance) * rate)  # log (1 - F(lower edge))
-        lowest, highest = level == 0, level == top
-        inside = torch.where(lowest | highest, torch.zeros_like(rate), self._log_width(rate))
-        return below.masked_fill(highest, 0) + above.masked_fill(lowest, 0) + inside
-
-    def _log_width(self, rate: Tensor) -> Tensor:
-        """log(1 - exp(-t)) for the width t of a level in scales; a series where t is small and the rest would round."""
-        width = rate * (2 / (self.levels - 1))
-        small = width < 1e-3
-        series = (width.new_tensor(2 / (self.levels - 1)).log() - self.log_scale) - width / 2 + width.square() / 24
-        return torch.where(small, series, (-torch.expm1(-width.clamp_min(1e-3))).log())
+    def _total(self, x: Tensor) -> Tensor:
+        mean, log_scale = self.parameters
+        batch = x.shape[: x.ndim - len(self.event_shape)]
+        # x (B, *event) meets means (S, B, *event) as it is: it is not repeated for every sample of z
+        if batch != self.batch_shape[len(self.batch_shape) - len(batch) :]:
+            whole = torch.broadcast_shapes(batch, self.batch_shape) + self.event_shape
+            mean, log_scale, x = mean.expand(whole), log_scale.expand(whole), x.expand(whole)
+        elif not batch and self.batch_shape:
+            x = x[None]  # one x for the whole batch
+        batch_dims = mean.ndim - len(self.event_shape)
+        return discretized_logistic_log_prob(x, mean, log_scale, self.levels, batch_dims=batch_dims)
 
 
 class DiscretizedLogistic(Likelihood):

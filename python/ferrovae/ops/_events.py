@@ -20,9 +20,7 @@ def batch(operation: str, batch_dims: int, most: int, other_name: str, other: Te
         )
 
 
-def data(
-    operation: str, x: Tensor, whole: torch.Size, batch_dims: int, other_name: str
-) -> Tensor:
+def data(operation: str, x: Tensor, whole: torch.Size, batch_dims: int, other_name: str) -> Tensor:
     """x without leading dimensions of size 1 that the parameters do not have.
 
     `whole` is the shape that x would have with all batch dimensions, as `other_name` has them.

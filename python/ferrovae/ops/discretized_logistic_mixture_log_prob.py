@@ -30,9 +30,9 @@ def discretized_logistic_mixture_log_prob(
 ) -> Tensor:
     """log p(x) = sum over pixels of log sum_m w_m p(r | m) p(g | m, r) p(b | m, r, g), in nats per example.
 
-    w = softmax(mixture_logits); each p is the mass of a logistic on the level of x, as in `discretized_logistic_log_prob`.
-    With c = tanh(coefficients), green's mean is means_1 + c_0 r and blue's means_2 + c_1 r + c_2 g
-    (Salimans et al. 2017, PixelCNN++).
+    w = softmax(mixture_logits); each p is a logistic's mass on the level of x, as in `discretized_logistic_log_prob`.
+    With c = tanh(coefficients), green's mean is means_1 + c_0 r and blue's means_2 + c_1 r + c_2 g (Salimans et al.
+    2017, PixelCNN++).
 
     Args:
         x: `(N, 3, H, W)` data, 2 v / (levels - 1) - 1 for v = 0 .. levels - 1; other values count as the nearest level.
@@ -75,9 +75,7 @@ def discretized_logistic_mixture_log_prob(
                 f"mixture_logits {_checks.shape(mixture_logits)}"
             )
     if components == 0:
-        raise ValueError(
-            f"{_NAME}: mixture_logits is {_checks.shape(mixture_logits)}, expected at least one component"
-        )
+        raise ValueError(f"{_NAME}: mixture_logits is {_checks.shape(mixture_logits)}, expected at least one component")
     x = _events.data(_NAME, x, torch.Size((*batch, 3, *pixels)), batch_dims, "mixture_logits")
     parameters = mixture_logits, means, log_scales, coefficients
     if compat is None:
@@ -243,7 +241,7 @@ def _triton_forward(
     batch_dims: int,
 ) -> Tensor:
     tensors = [value.contiguous() for value in (_events.unexpanded(x), logits, means, log_scales, coefficients)]
-    return _triton.kernels(_NAME).forward(*tensors, levels, floor, batch_dims, _events.work(logits))
+    return _triton.kernels(_NAME).forward(*tensors, levels, floor, batch_dims)
 
 
 def _triton_backward(
@@ -280,7 +278,7 @@ _forward = Operation(
     reference=_reference,
     fake=_fake,
     rust=Kernel(_rust, _DTYPES),
-    triton=Kernel(_triton_forward, _DTYPES),
+    triton=Kernel(_triton_forward, _DTYPES - {torch.float64}),
 )
 _backward = Operation(
     f"{_NAME}_backward",
@@ -288,7 +286,7 @@ _backward = Operation(
     reference=_reference_backward,
     fake=_fake_backward,
     rust=Kernel(_rust_backward, _DTYPES),
-    triton=Kernel(_triton_backward, _DTYPES),
+    triton=Kernel(_triton_backward, _DTYPES - {torch.float64}),
 )
 
 
@@ -305,8 +303,8 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _differentiate_twice(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
     *parameters, x, grad = ctx.saved_tensors
 
-    def slopes(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return _reference_backward(*inputs[:4], x, inputs[4], *ctx.numbers)
+    def slopes(logits: Tensor, means: Tensor, log_scales: Tensor, coefficients: Tensor, grad: Tensor) -> Any:
+        return _reference_backward(logits, means, log_scales, coefficients, x, grad, *ctx.numbers)
 
     *found, d_grad = _events.differentiate_again(slopes, (*parameters, grad), outer)
     return (*found, None, d_grad, *(None,) * 4)
