@@ -180,13 +180,7 @@ impl<T: Number> Kernel for Backward<'_, T> {
 impl<T: Number> Backward<'_, T> {
     /// The sums over the samples of dz and of dz eps.
     #[inline(always)]
-    fn noise(
-        &self,
-        unit: &Unit,
-        noise: &mut Noise,
-        grad: &mut [T::Work; UNIT],
-        of_noise: &mut [T::Work; UNIT],
-    ) {
+    fn noise(&self, unit: &Unit, noise: &mut Noise, grad: &mut [T::Work; UNIT], of_noise: &mut [T::Work; UNIT]) {
         let steps = unit.steps();
         let Some(dz) = self.dz else {
             grad[..steps].fill(T::Work::ZERO);
