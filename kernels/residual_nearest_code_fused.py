@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .nearest_code import RESCORERS, Prepared, _best_two, _certified, _nearest_exactly, _parts, _products
+from .nearest_code import RESCORERS, _best_two, _certified, _nearest_exactly, _parts, _products
+from .nearest_code_prepared import Prepared
 
 # Up to here launches, not the search, take the time of the kernels that go stage by stage; by estimate.
 ROWS = 16384
