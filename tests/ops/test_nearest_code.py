@@ -152,7 +152,9 @@ def test_number_of_threads_changes_nothing():
         ((5, 4), (4,), {}, ValueError, r"codebook is \(4,\), expected \(K, D\)"),
         ((5, 4), (3, 4), {"topk": 4}, ValueError, "topk is 4, expected 1 to K = 3"),
         ((5, 4), (3, 4), {"topk": 0}, ValueError, "topk is 0"),
+        ((5, 4), (50, 4), {"topk": 33}, ValueError, "topk is 33, expected 1 to 32"),
         ((5, 4), (3, 4), {"metric": "l1"}, ValueError, "metric is 'l1', expected one of euclidean"),
+        ((5, 4), (3, 4), {"precision": "fp8"}, ValueError, "precision is 'fp8', expected one of exact, tf32, bf16"),
     ],
 )
 def test_errors_name_the_argument(x, codebook, options, error, message):
@@ -189,6 +191,28 @@ def test_triton_agrees_with_brute_force(n, k, d, metric, dtype):
 def test_triton_hard_cases_are_exact(case, metric):
     x, codebook = hard_case(case)
     assert_nearest(x[:24, :4], codebook[:100, :4], metric, "triton")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_triton_is_the_same_however_the_codes_are_shared_out(metric, monkeypatch):
+    from ferrovae.kernels import nearest_code as kernels
+
+    x, codebook = torch.randn(70, 6), torch.randn(300, 6).round()
+    for enough, parts in ((1, 1), (4, 3), (1000, 5)):
+        monkeypatch.setattr(kernels, "ENOUGH", enough)
+        assert kernels.shares(1, 320, 64)[1] == parts
+        assert_nearest(x, codebook, metric, "triton")
+
+
+def test_shares_cover_all_codes_once():
+    from ferrovae.kernels.nearest_code import shares
+
+    for programs in (1, 7, 64, 263, 264, 5000):
+        for blocks in (1, 2, 37, 4096):
+            span, parts = shares(programs, blocks * 64, 64)
+            assert span % 64 == 0
+            assert (parts - 1) * span < blocks * 64 <= parts * span
 
 
 def test_triton_heads():

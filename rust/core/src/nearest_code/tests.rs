@@ -194,4 +194,19 @@ proptest! {
             }
         }
     }
+
+    /// Grids make ties, offsets and scales make float32 useless: all levels, several results.
+    #[test]
+    fn any_search_is_the_brute_force_one(
+        seed in 0_u64..1000, rows in 1_usize..90, codes in 1_usize..140, dims in 1_usize..150, wanted in 1_usize..40,
+        offset in prop::sample::select(vec![0.0_f32, 100.0, 1e5]), scale in prop::sample::select(vec![1.0_f32, 1e-5, 1e-30]),
+        round in any::<bool>(),
+    ) {
+        let make = |count, seed| {
+            let values = noise(count, seed, 2.0, 0.0).into_iter();
+            values.map(|value| ((if round { value.round() } else { value }) + offset) * scale).collect::<Vec<_>>()
+        };
+        let shape = Shape { heads: 1, rows, codes, dims, count: if seed % 2 == 0 { 1 } else { wanted.min(codes) } };
+        check(&make(rows * dims, seed), &make(codes * dims, seed + 1), shape);
+    }
 }
