@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 from . import residual_nearest_code_fused as fused
-from .nearest_code import prepare, search
+from .nearest_code import search
+from .nearest_code_prepared import prepare
 
 _ROWS = 32
 

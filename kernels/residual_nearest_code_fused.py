@@ -9,12 +9,13 @@ import torch
 import triton
 import triton.language as tl
 
-from .nearest_code import RESCORERS, Prepared, _best_two, _certified, _nearest_exactly, _parts, _products
+from .nearest_code import RESCORERS, _best_two, _certified, _nearest_exactly, _parts, _products
+from .nearest_code_prepared import Prepared
 
 # Up to here launches, not the search, take the time of the kernels that go stage by stage; by estimate.
 ROWS = 16384
-# Padded dimensions; wider rows do not fit the registers beside their sum and their parts.
-_WIDTHS = (32, 16)
+# Padded dimensions; wider rows do not fit the registers of every target beside their sum and their parts.
+_WIDTH = 16
 # BLOCK_K divides what `nearest_code` pads codebooks to.
 _TILE = {"BLOCK_N": 64, "BLOCK_K": 64}
 _LAUNCH = {"num_warps": 8, "num_stages": 2}
@@ -199,36 +200,35 @@ def all_stages(
 
 def pays(rows: int, width: int) -> bool:
     """Whether to take all rows, of so many padded dimensions, through the stages at once."""
-    return rows <= ROWS and width in _WIDTHS
+    return rows <= ROWS and width == _WIDTH
 
 
 def aot_configurations() -> list[dict]:
-    """What is launched: every width, the dtypes of x, with and without limits and code vectors."""
-    found = [_configuration("fused_kernel", "fp32", width, True, True) for width in _WIDTHS]
-    found += [_configuration("redo_kernel", "fp32", 32, True, True)]
-    found += [_configuration("fused_kernel", dtype, 16, False, False) for dtype in ("fp32", "bf16", "fp16")]
+    """What is launched: the dtypes of x, with and without limits and code vectors."""
+    found = [_configuration("fused_kernel", "fp32", True), _configuration("redo_kernel", "fp32", True)]
+    found += [_configuration("fused_kernel", dtype, False) for dtype in ("fp32", "bf16", "fp16")]
     # D = 1 is a constant to the compiler.
-    single = _configuration("fused_kernel", "fp32", 16, False, False)
+    single = _configuration("fused_kernel", "fp32", False)
     del single["signature"]["dims"]
     single |= {"name": "fp32 D=1", "constexprs": single["constexprs"] | {"dims": 1}}
-    return [*found, _configuration("redo_kernel", "bf16", 16, False, False), single]
+    return [*found, _configuration("redo_kernel", "bf16", False), single]
 
 
-def _configuration(kernel: str, dtype: str, width: int, limited: bool, kept: bool) -> dict:
+def _configuration(kernel: str, dtype: str, options: bool) -> dict:
     fused = kernel == "fused_kernel"
     pointers = {"x": f"*{dtype}", "codebook": "*fp32"}
     if fused:
         pointers |= {"centre": "*fp32", "high": "*bf16", "low": "*bf16", "bias": "*fp32", "largest": "*fp32"}
     else:
         pointers |= {"flipped": "*fp32", "residual": "*fp32"}
-    pointers |= {"limits": "*i64" if limited else None, "quantized": "*fp32", "codes": "*fp32" if kept else None}
+    pointers |= {"limits": "*i64" if options else None, "quantized": "*fp32", "codes": "*fp32" if options else None}
     pointers |= {"indices": "*i64", "undecided": "*i64", "count": "*i64"}
     sizes = dict.fromkeys(("rows", "size", "dims", "padded", "depth", "groups"), "i32")
-    constexprs = {"SHARED": False, "EUCLIDEAN": True, "WIDTH": width}
+    constexprs = {"SHARED": False, "EUCLIDEAN": True, "WIDTH": _WIDTH}
     constexprs |= {**_TILE, "UPCAST": False} if fused else {"COSINE": False, "BLOCK_K": 128}
     return {
         "kernel": kernel,
-        "name": f"{dtype} {width}{' limits' * limited}{' codes' * kept}",
+        "name": f"{dtype}{' limits and codes' * options}",
         "signature": pointers | sizes,
         "constexprs": constexprs,
         "divisible": [name for name, kind in pointers.items() if kind is not None] + ["padded"],

@@ -95,7 +95,15 @@ def test_backward_stays_on_the_forward_backend():
 
 # The check itself reads .grad of a tensor that is no leaf.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("case", ["plain", "stages", "shared", "strided", "empty", "double"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "plain",
+        "stages",
+        "shared",
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("strided", "empty", "double")),
+    ],
+)
 def test_opcheck(case):
     x, books, stages, keep = torch.randn(2, 6, 3), torch.randn(2, 3, 5, 3), None, True
     if case == "stages":

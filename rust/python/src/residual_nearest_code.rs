@@ -55,9 +55,7 @@ fn residual_nearest_code(
 
 type Borrowed<'a> = (Span, Span, Option<&'a [i64]>, &'a mut [i64], Span, Span);
 
-fn borrow<'a, X, E>(
-    (x, codebooks, limits, indices, quantized, codes): Borrowed<'a>,
-) -> (Inputs<'a, X, E>, Outputs<'a, E>) {
+fn borrow<X, E>((x, codebooks, limits, indices, quantized, codes): Borrowed<'_>) -> (Inputs<'_, X, E>, Outputs<'_, E>) {
     // SAFETY: the Python layer passes whole contiguous tensors of these element types and keeps them alive.
     let (x, codebooks) = unsafe { (read::<X>(x), read::<E>(codebooks)) };
     // SAFETY: as above.
