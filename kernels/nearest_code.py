@@ -145,20 +145,22 @@ def _products(sums, xh, xl, high, low, where, PRECISION: tl.constexpr, UPCAST: t
     """sums + x.e from the products of the parts; float32 operands of the same values where interpreted."""
     eh = tl.load(high + where)
     if PRECISION == "tf32":
-        return tl.dot(xh, eh, sums, input_precision="tf32")
-    if UPCAST:
-        eh = eh.to(tl.float32)
+        sums = tl.dot(xh, eh, sums, input_precision="tf32")
     else:
-        xh = xh.to(tl.bfloat16)
-    if PRECISION == "exact":
-        el = tl.load(low + where)
         if UPCAST:
-            el = el.to(tl.float32)
+            eh = eh.to(tl.float32)
         else:
-            xl = xl.to(tl.bfloat16)
-        sums = tl.dot(xl, eh, sums, input_precision="ieee")
-        sums = tl.dot(xh, el, sums, input_precision="ieee")
-    return tl.dot(xh, eh, sums, input_precision="ieee")
+            xh = xh.to(tl.bfloat16)
+        if PRECISION == "exact":
+            el = tl.load(low + where)
+            if UPCAST:
+                el = el.to(tl.float32)
+            else:
+                xl = xl.to(tl.bfloat16)
+            sums = tl.dot(xl, eh, sums, input_precision="ieee")
+            sums = tl.dot(xh, el, sums, input_precision="ieee")
+        sums = tl.dot(xh, eh, sums, input_precision="ieee")
+    return sums
 
 
 @triton.jit
@@ -370,6 +372,9 @@ def nearest_code(
     centre = torch.where(usable, torch.nn.functional.normalize(codebook, dim=-1) if cosine else codebook, 0.0)
     centre = torch.nan_to_num(centre.sum(1) / usable.sum(1).clamp(min=1), 0.0, 0.0, 0.0)
     exact = precision == "exact"
+    if not (exact or euclidean):
+        # What is rounded is then the code itself.
+        centre = torch.zeros_like(centre)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=x.device)
@@ -440,6 +445,12 @@ def aot_configurations() -> list[dict]:
         pointers = {"x": "*fp32", "flipped": "*fp32", "indices": "*i64", "undecided": "*i64", "count": "*i64"}
         signature = pointers | {"rows": "i32"} | sizes
         found.append(_configuration("rescore_kernel", signature, choice | {"BLOCK_K": 128}, 4, 3))
+    for precision, kind in (("bf16", "*bf16"), ("tf32", "*fp32")):
+        pointers = dict.fromkeys(("codebook", "centre"), "*fp32") | dict.fromkeys(("high", "low"), kind)
+        pointers |= dict.fromkeys(("bias", "flipped", "limits"), "*fp32")
+        shape = {"PRECISION": precision, "WIDTH": 64, "BLOCK_D": 32, "BLOCK_K": 16}
+        choice = {"EUCLIDEAN": True, "COSINE": False}
+        found.append(_configuration("prepare_kernel", pointers | sizes, choice | shape, 4, 3))
     pointers = {"limits": "*fp32", "indices": "*i64", "undecided": "*i64", "count": "*i64"}
     pointers |= {"values": "*fp32", "places": "*i32"}
     constexprs = {"EUCLIDEAN": True, "PRECISION": "exact", "BLOCK": 128}
