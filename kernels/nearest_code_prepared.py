@@ -146,6 +146,9 @@ def prepare(codebook: torch.Tensor, metric: str, precision: str = "exact") -> Pr
         return torch.empty(shape, dtype=dtype, device=codebook.device)
 
     exact = precision == "exact"
+    if not exact and metric not in ("euclidean", "sqeuclidean"):
+        # What is rounded is then the code itself.
+        centre = torch.zeros_like(centre)
     high = empty(heads, padded, width, dtype=torch.float32 if precision == "tf32" else torch.bfloat16)
     low = torch.empty_like(high) if exact else high
     bias = empty(heads, padded)
