@@ -56,7 +56,7 @@ def assert_sums(ours: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) ->
         (64, 3, 256, torch.bfloat16, False, True),
         (127, 64, 32, torch.float16, False, True),
         (1000, 127, 3, torch.float32, True, True),
-        (127, 17, 768, torch.bfloat16, False, False),
+        (17, 17, 768, torch.bfloat16, False, False),
         (1000, 1, 8, torch.float64, True, False),
         (64, 1000, 1, torch.float64, False, True),
         (17, 3, 0, torch.float32, False, False),
@@ -187,7 +187,8 @@ def test_gradients_of_first_and_second_order(backend: str, weighted: bool) -> No
         return torch.ops.ferrovae.code_sums(tensors[0], indices, weight, 4, backend)
 
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
-    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+    if backend != "triton":  # what follows is plain torch on all, and the interpreter is slow
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 def test_gradient_is_the_code_that_a_row_is_given(backend: str) -> None:
@@ -203,7 +204,10 @@ def test_gradient_is_the_code_that_a_row_is_given(backend: str) -> None:
 
 # The check itself reads .grad of a tensor that is no leaf.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("case", ["plain", "weights", "strided", "expanded", "empty", "bfloat16"])
+@pytest.mark.parametrize(
+    "case",
+    ["plain", "weights", "strided", "expanded", "empty", "bfloat16", pytest.param("dynamic", marks=pytest.mark.slow)],
+)
 def test_opcheck(cpu_backend: None, case: str) -> None:
     x, indices, weights = torch.randn(2, 7, 3), torch.randint(-1, 4, (2, 7)), torch.rand(2, 7, requires_grad=True)
     if case == "strided":
@@ -215,9 +219,9 @@ def test_opcheck(cpu_backend: None, case: str) -> None:
     elif case == "bfloat16":
         x = x.bfloat16()
     x = x.detach().requires_grad_()
-    arguments = (x, indices, weights if case == "weights" else None, 4, "auto")
+    arguments = (x, indices, weights if case in ("weights", "dynamic") else None, 4, "auto")
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    checks += ["test_aot_dispatch_dynamic"] if case == "weights" else []
+    checks += ["test_aot_dispatch_dynamic"] if case == "dynamic" else []
     torch.library.opcheck(torch.ops.ferrovae.code_sums.default, arguments, test_utils=checks)
 
 

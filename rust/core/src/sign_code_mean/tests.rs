@@ -112,6 +112,7 @@ fn threads_change_no_bit() {
 }
 
 #[test]
+#[allow(clippy::float_cmp)]
 fn certain_bits_have_one_code_and_no_slope() {
     let x = [f32::INFINITY, f32::NEG_INFINITY, f32::INFINITY];
     let (mut mean, mut slopes) = ([f32::NAN; 8], [f32::NAN; 3]);
@@ -122,6 +123,7 @@ fn certain_bits_have_one_code_and_no_slope() {
 }
 
 #[test]
+#[allow(clippy::float_cmp)]
 fn no_rows_have_no_distribution() {
     let mut mean = [f32::NAN; 4];
     sign_code_mean(&[], 2, 1.0, &mut mean, 2).unwrap();
