@@ -15,7 +15,9 @@ use std::sync::OnceLock;
 
 pub use exp::exp_negative_abs;
 pub use lanes::{Kernel, Lanes};
-pub use special::{exp, ln, ln_1p, ln_factorial, ln_rising_over_factorial, polynomial, scaled_digamma_rise};
+pub use special::{
+    exp, ln, ln_1p, ln_factorial, ln_factorials, ln_rising, polynomial, rising_parts, scaled_digamma_rise,
+};
 
 /// Instruction sets with a kernel of their own, slowest first. All give the same results, to rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
