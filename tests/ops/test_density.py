@@ -10,6 +10,8 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ferrovae import use_backend
+from ferrovae.ops import BackendWarning, _backend
+from ferrovae.ops._registry import operations
 from ops.densities import FAMILIES, Family
 
 
@@ -343,3 +345,16 @@ def test_errors_name_the_argument(family: Family) -> None:
     for data, values, batch_dims, error, message in cases:
         with pytest.raises(error, match=f"^{name}: {message}"):
             family.operation(data, *values, batch_dims=batch_dims)
+
+
+def test_a_device_without_a_kernel_of_its_own_runs_the_reference_without_a_warning(family: Family) -> None:
+    operation = operations[family.name]
+    assert operation.backend_for("cuda", torch.float32) == "reference"  # a warning would be an error
+    assert operation.backend_for("cpu", torch.float32) == "rust"
+    with pytest.raises(RuntimeError, match=f"^{family.name}: backend 'triton' .* it has no triton kernel"):
+        operation.backend_for("cuda", torch.float32, "triton")
+    with pytest.warns(BackendWarning, match="its rust kernel does not take torch.int8"):
+        assert (
+            _backend.resolve(f"beside {family.name}", "auto", "cpu", torch.int8, (("rust", frozenset()),))
+            == "reference"
+        )

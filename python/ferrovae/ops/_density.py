@@ -221,7 +221,10 @@ def _aligned(value: Tensor, ndim: int) -> Tensor:
 
 def _rows(value: Tensor, shape: torch.Size, batch_dims: int) -> tuple[Tensor, int]:
     """What Rust reads: contiguous rows, row r of all meeting row r mod n, and their width, 1 or all columns."""
-    value, events = _aligned(value, len(shape)), shape[batch_dims:]
+    events = shape[batch_dims:]
+    if value.shape == shape and value.dtype in _TYPES and value.is_contiguous():
+        return value, events.numel()
+    value = _aligned(value, len(shape))
     if value.shape[batch_dims:].numel() == 1:
         width = 1
     else:

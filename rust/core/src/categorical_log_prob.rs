@@ -326,7 +326,7 @@ impl<S: Logits> Kernel for Forward<'_, S> {
     #[inline(always)]
     fn run<V: Lanes>(mut self) {
         let Shape { classes, positions } = self.shape;
-        let mut statistics = Statistics::<S::Number>::new();
+        let (mut statistics, mut chosen) = (Statistics::<S::Number>::new(), [0; BLOCK]);
         let first = self.rows.start;
         for row in self.rows {
             let (start, mut total, mut at) = (row * classes * positions, 0.0, 0);
@@ -334,25 +334,17 @@ impl<S: Logits> Kernel for Forward<'_, S> {
             while at < positions {
                 let block = at..positions.min(at + BLOCK);
                 statistics.take::<V, S>(self.logits, start, self.shape, &block);
+                self.x.read(x_start + at, &mut chosen[..block.len()]);
+                self.logits.gather(start + at, positions, &chosen[..block.len()], &mut statistics.terms);
                 let mut lane = 0;
                 while lane < block.len() {
-                    let x = self.x.get(x_start + at + lane);
-                    let logit = self.logits.get(start + x * positions + at + lane).into();
-                    total += difference(logit, statistics.most[lane].into());
-                    lane += 1;
-                }
-                lane = 0;
-                while lane < block.len() {
                     let sum = statistics.sums[lane];
+                    let below = difference(statistics.terms[lane].into(), statistics.most[lane].into());
                     // a NaN has no logarithm of its own here
-                    statistics.sums[lane] = ln::<V>(sum) + sum * 0.0;
+                    statistics.sums[lane] = below - ln::<V>(sum) + sum * 0.0;
                     lane += 1;
                 }
-                lane = 0;
-                while lane < block.len() {
-                    total -= statistics.sums[lane];
-                    lane += 1;
-                }
+                total += self::total(&mut statistics.sums, block.len());
                 at = block.end;
             }
             self.out.write(row - first, &[total]);
@@ -453,27 +445,32 @@ impl<S: Logits> Backward<'_, S> {
     ) {
         let Shape { classes, positions } = self.shape;
         let (start, x_start) = (row * classes * positions + block.start, row * positions % self.x.len() + block.start);
+        let (mut chosen, mut slopes) = ([0; BLOCK], [0.0; BLOCK]);
+        let (length, at) = (block.len(), offset + block.start);
+        self.x.read(x_start, &mut chosen[..length]);
+        self.logits.gather(start, positions, &chosen[..length], &mut statistics.scratch);
         let mut lane = 0;
-        while lane < block.len() {
-            let x = self.x.get(x_start + lane);
-            statistics.terms[lane] = self.logits.get(start + x * positions + lane).less(statistics.most[lane]);
+        while lane < length {
+            statistics.terms[lane] = statistics.scratch[lane].less(statistics.most[lane]);
             lane += 1;
         }
-        S::Number::exp_negative::<V>(&mut statistics.terms[..block.len().next_multiple_of(NARROW)]);
+        S::Number::exp_negative::<V>(&mut statistics.terms[..length.next_multiple_of(NARROW)]);
         lane = 0;
-        while lane < block.len() {
-            let (most, sum) = (statistics.most[lane].into(), statistics.sums[lane]);
-            let x = self.x.get(x_start + lane);
-            let at = offset + block.start + lane;
+        while lane < length {
             // other classes' exponentials are never negative, rounding apart
-            let rest = sum - statistics.terms[lane].into();
-            let rest = if rest < 0.0 { 0.0 } else { rest };
-            self.out.write(at + x * positions, &[grad * (rest / sum)]);
+            let rest = statistics.sums[lane] - statistics.terms[lane].into();
+            slopes[lane] = grad * (if rest < 0.0 { 0.0 } else { rest } / statistics.sums[lane]);
+            lane += 1;
+        }
+        self.out.scatter(at, positions, &chosen[..length], &slopes[..length]);
+        lane = 0;
+        while lane < length {
+            let (most, sum) = (statistics.most[lane].into(), statistics.sums[lane]);
             if !most.is_finite() {
                 for class in 0..classes {
                     let share = term(self.logits.get(start + class * positions + lane).into(), most) / sum;
-                    let hit = if class == x { 1.0 } else { 0.0 };
-                    self.out.write(at + class * positions, &[grad * (hit - share)]);
+                    let hit = if class == chosen[lane] { 1.0 } else { 0.0 };
+                    self.out.write(at + class * positions + lane, &[grad * (hit - share)]);
                 }
             }
             lane += 1;

@@ -3,7 +3,7 @@
 //! With a = |l|, log((exp(l) - 1) / l) is max(l, 0) + log((1 - exp(-a)) / a). Where a is small the last logarithm is
 //! -a / 2 and a series in a^2, that of log(sinh(a / 2) / (a / 2)).
 
-use crate::reduction::Density;
+use crate::reduction::{Density, Parts};
 use crate::simd::Lanes;
 use crate::simd::special::{exp, ln, polynomial};
 
@@ -35,15 +35,20 @@ pub struct ContinuousBernoulli;
 
 impl Density for ContinuousBernoulli {
     const NAME: &'static str = "continuous_bernoulli_log_prob";
-    const PREPARES_X: bool = false;
+    const COUNTS: bool = false;
 
     #[inline(always)]
-    fn prepare<V: Lanes>(_: f64, _: f64) -> f64 {
+    fn parts<V: Lanes>(_: f64) -> Parts {
+        [0.0; 6]
+    }
+
+    #[inline(always)]
+    fn prepare<V: Lanes>(_: f64, _: Parts, _: f64) -> f64 {
         0.0
     }
 
     #[inline(always)]
-    fn log_prob<V: Lanes>(x: f64, logit: f64, _: f64, _: f64) -> f64 {
+    fn log_prob<V: Lanes>(x: f64, logit: f64, _: Parts, _: f64) -> f64 {
         let size = logit.abs();
         let error = x - step(logit);
         let linear = if error == 0.0 { 0.0 } else { error * logit };
@@ -57,13 +62,13 @@ impl Density for ContinuousBernoulli {
     }
 
     #[inline(always)]
-    fn prepare_slopes<V: Lanes>(_: f64, _: f64) -> f64 {
+    fn prepare_slopes<V: Lanes>(_: f64, _: Parts) -> f64 {
         0.0
     }
 
     /// x less the mean: x - [l > 0] +- (1 / a - 1 / (exp(a) - 1)).
     #[inline(always)]
-    fn slopes<V: Lanes>(x: f64, logit: f64, _: f64, _: f64) -> (f64, f64) {
+    fn slopes<V: Lanes>(x: f64, logit: f64, _: Parts, _: f64) -> (f64, f64) {
         let size = logit.abs();
         let near = 0.5 - size * polynomial::<V, 7>(SLOPES, size * size);
         let factor = exp::<V>(-size);

@@ -170,9 +170,9 @@ pub fn discretized_logistic_mixture_log_prob_backward_at(
     if data.logits.is_empty() {
         return Ok(());
     }
-    let tasks = gradients::share(&data, out, threads).into_iter().map(|share| {
-        move || simd::run(level, Backward { data, grad, share })
-    });
+    let tasks = gradients::share(&data, out, threads)
+        .into_iter()
+        .map(|share| move || simd::run(level, Backward { data, grad, share }));
     threads::run(tasks.collect());
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `gaussian_log_prob`: -((x - mean) / sigma)^2 / 2 - log sigma - log(2 pi) / 2.
 
-use crate::reduction::Density;
+use crate::reduction::{Density, Parts};
 use crate::simd::Lanes;
 use crate::simd::special::exp;
 
@@ -11,16 +11,21 @@ pub struct Gaussian;
 
 impl Density for Gaussian {
     const NAME: &'static str = "gaussian_log_prob";
-    const PREPARES_X: bool = false;
+    const COUNTS: bool = false;
 
-    /// 1 / sigma.
+    /// 1 / sigma, log sigma.
     #[inline(always)]
-    fn prepare<V: Lanes>(_: f64, log_sigma: f64) -> f64 {
-        exp::<V>(-log_sigma)
+    fn parts<V: Lanes>(log_sigma: f64) -> Parts {
+        [exp::<V>(-log_sigma), log_sigma, 0.0, 0.0, 0.0, 0.0]
     }
 
     #[inline(always)]
-    fn log_prob<V: Lanes>(x: f64, mean: f64, log_sigma: f64, inverse: f64) -> f64 {
+    fn prepare<V: Lanes>(_: f64, _: Parts, _: f64) -> f64 {
+        0.0
+    }
+
+    #[inline(always)]
+    fn log_prob<V: Lanes>(x: f64, mean: f64, [inverse, log_sigma, ..]: Parts, _: f64) -> f64 {
         let residual = scaled(x, mean, inverse);
         let square = residual * residual;
         let value = -0.5 * square - log_sigma - HALF_LN_TAU;
@@ -29,12 +34,12 @@ impl Density for Gaussian {
     }
 
     #[inline(always)]
-    fn prepare_slopes<V: Lanes>(x: f64, log_sigma: f64) -> f64 {
-        Self::prepare::<V>(x, log_sigma)
+    fn prepare_slopes<V: Lanes>(_: f64, _: Parts) -> f64 {
+        0.0
     }
 
     #[inline(always)]
-    fn slopes<V: Lanes>(x: f64, mean: f64, _: f64, inverse: f64) -> (f64, f64) {
+    fn slopes<V: Lanes>(x: f64, mean: f64, [inverse, ..]: Parts, _: f64) -> (f64, f64) {
         let residual = scaled(x, mean, inverse);
         let slope = if residual == 0.0 { 0.0 } else { residual * inverse };
         (slope, residual * residual - 1.0)

@@ -3,9 +3,9 @@
 //! log p = x log mu - (x + theta) log(1 + mu / theta) + log(gamma(x + theta) / (gamma(theta) theta^x x!)): for large
 //! theta every term stays as large as its Poisson counterpart, x log mu - mu - log x!.
 
-use crate::reduction::{Density, impossible_if_undefined};
+use crate::reduction::{Density, Parts, impossible_if_undefined};
 use crate::simd::Lanes;
-use crate::simd::special::{exp, ln_1p, ln_rising_over_factorial, scaled_digamma_rise};
+use crate::simd::special::{exp, ln_1p, ln_rising, rising_parts, scaled_digamma_rise};
 
 /// Beyond, theta is taken as infinite: the Poisson distribution, to one part in 10^36.
 const HIGHEST: f64 = 85.0;
@@ -17,36 +17,42 @@ pub struct NegativeBinomial;
 
 impl Density for NegativeBinomial {
     const NAME: &'static str = "negative_binomial_log_prob";
-    const PREPARES_X: bool = true;
+    const COUNTS: bool = true;
 
-    /// What depends on x and theta.
+    /// theta, its logarithm, three parts of [`ln_rising`], and what log p has below the lowest log theta.
     #[inline(always)]
-    fn prepare<V: Lanes>(x: f64, log_theta: f64) -> f64 {
+    fn parts<V: Lanes>(log_theta: f64) -> Parts {
         let bounded = bounded(log_theta);
-        let beyond = if log_theta < LOWEST && x != 0.0 { log_theta - LOWEST } else { 0.0 };
-        ln_rising_over_factorial::<V>(x, exp::<V>(bounded), bounded) + beyond
+        let theta = exp::<V>(bounded);
+        let [one, two, three] = rising_parts::<V>(theta, bounded);
+        [theta, bounded, one, two, three, if log_theta < LOWEST { log_theta - LOWEST } else { 0.0 }]
+    }
+
+    /// log(gamma(x + theta) / (gamma(theta) theta^x x!))
+    #[inline(always)]
+    fn prepare<V: Lanes>(x: f64, [theta, _, one, two, three, beyond]: Parts, ln_factorial: f64) -> f64 {
+        let value = ln_rising::<V>(x, theta, [one, two, three]) - ln_factorial + beyond;
+        let value = if x == 0.0 { 0.0 } else { value };
+        if ln_factorial == f64::INFINITY { f64::NEG_INFINITY } else { value }
     }
 
     #[inline(always)]
-    fn log_prob<V: Lanes>(x: f64, log_mu: f64, log_theta: f64, rising: f64) -> f64 {
-        let bounded = bounded(log_theta);
+    fn log_prob<V: Lanes>(x: f64, log_mu: f64, [theta, log_theta, ..]: Parts, rising: f64) -> f64 {
         let linear = if x == 0.0 { 0.0 } else { x * log_mu };
-        let (softplus, _) = ratio::<V>(log_mu - bounded);
-        let value = linear - (x + exp::<V>(bounded)) * softplus + rising;
-        impossible_if_undefined(value, x, log_mu.abs() + bounded.abs())
+        let (softplus, _) = ratio::<V>(log_mu - log_theta);
+        let value = linear - (x + theta) * softplus + rising;
+        impossible_if_undefined(value, x, log_mu.abs() + log_theta.abs())
     }
 
     /// theta (digamma(x + theta) - digamma(theta)).
     #[inline(always)]
-    fn prepare_slopes<V: Lanes>(x: f64, log_theta: f64) -> f64 {
-        scaled_digamma_rise::<V>(x, exp::<V>(bounded(log_theta)))
+    fn prepare_slopes<V: Lanes>(x: f64, [theta, ..]: Parts) -> f64 {
+        scaled_digamma_rise::<V>(x, theta)
     }
 
     #[inline(always)]
-    fn slopes<V: Lanes>(x: f64, log_mu: f64, log_theta: f64, rise: f64) -> (f64, f64) {
-        let bounded = bounded(log_theta);
-        let theta = exp::<V>(bounded);
-        let (softplus, (share, rest)) = ratio::<V>(log_mu - bounded);
+    fn slopes<V: Lanes>(x: f64, log_mu: f64, [theta, log_theta, ..]: Parts, rise: f64) -> (f64, f64) {
+        let (softplus, (share, rest)) = ratio::<V>(log_mu - log_theta);
         let first = x * rest - theta * share;
         let second = rise - theta * softplus - first;
         if x < 0.0 { (0.0, 0.0) } else { (first, second) }

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 pub use numbers::{Numbers, NumbersMut};
 
+use crate::simd::special::ln_factorials;
 use crate::simd::{self, Kernel, Lanes, Level};
 use crate::threads;
 use crate::{Error, Result};
@@ -27,18 +28,24 @@ const GRAIN: usize = 1 << 14;
 pub trait Density {
     /// The operation's name, for messages.
     const NAME: &'static str;
-    /// Whether [`Self::prepare`] and [`Self::prepare_slopes`] depend on x; else on `second` alone.
-    const PREPARES_X: bool;
+    /// Whether x are counts: [`Self::prepare`] is then given ln x!.
+    const COUNTS: bool;
 
-    /// The part that does not depend on `first`: computed once for all samples that share x and `second`.
-    fn prepare<V: Lanes>(x: f64, second: f64) -> f64;
-    /// log p, given the prepared part.
-    fn log_prob<V: Lanes>(x: f64, first: f64, second: f64, prepared: f64) -> f64;
-    /// What [`Self::slopes`] needs that does not depend on `first`.
-    fn prepare_slopes<V: Lanes>(x: f64, second: f64) -> f64;
+    /// What depends on `second` alone: computed once for all rows that share it.
+    fn parts<V: Lanes>(second: f64) -> Parts;
+    /// What depends on x and `second`: computed once for all samples that share them.
+    fn prepare<V: Lanes>(x: f64, second: Parts, ln_factorial: f64) -> f64;
+    /// log p, given what is prepared.
+    fn log_prob<V: Lanes>(x: f64, first: f64, second: Parts, prepared: f64) -> f64;
+    /// What [`Self::slopes`] needs that depends on x and `second`.
+    fn prepare_slopes<V: Lanes>(x: f64, second: Parts) -> f64;
     /// The derivatives of log p in `first` and in `second`.
-    fn slopes<V: Lanes>(x: f64, first: f64, second: f64, prepared: f64) -> (f64, f64);
+    fn slopes<V: Lanes>(x: f64, first: f64, second: Parts, prepared: f64) -> (f64, f64);
 }
+
+/// What is computed of a second parameter.
+pub type Parts = [f64; PARTS];
+const PARTS: usize = 6;
 
 /// -infinity for a NaN that comes from infinities alone, where what tends to -infinity wins.
 #[inline(always)]
@@ -173,8 +180,8 @@ impl Operands<'_> {
 
     /// After how many rows what is prepared comes again.
     #[inline(always)]
-    fn period<D: Density>(&self) -> usize {
-        let (x, second) = (if D::PREPARES_X { self.x.rows().max(1) } else { 1 }, self.second.rows().max(1));
+    fn period(&self) -> usize {
+        let (x, second) = (self.x.rows().max(1), self.second.rows().max(1));
         let (short, long) = if x < second { (x, second) } else { (second, x) };
         if long.is_multiple_of(short) { long } else { short * long }
     }
@@ -192,12 +199,12 @@ impl Block {
         Self { values: [0.0; BLOCK], holds: None }
     }
 
-    /// `length` columns from `column` on of row `row` of all.
+    /// `length` columns from `column` on of row `row` of all; whether they are others than before.
     #[inline(always)]
-    fn read(&mut self, operand: &Operand, row: usize, column: usize, length: usize) {
+    fn read(&mut self, operand: &Operand, row: usize, column: usize, length: usize) -> bool {
         let row = if operand.rows() > row { row } else { row % operand.rows() };
         if self.holds == Some((row, column)) {
-            return;
+            return false;
         }
         self.holds = Some((row, column));
         if operand.width == 1 {
@@ -205,6 +212,43 @@ impl Block {
         } else {
             operand.numbers.read(row * operand.width + column, &mut self.values[..length]);
         }
+        true
+    }
+}
+
+/// A block of second parameters, and what was computed of it.
+struct Seconds {
+    block: Block,
+    parts: [[f64; BLOCK]; PARTS],
+}
+
+impl Seconds {
+    #[inline(always)]
+    fn new() -> Self {
+        Self { block: Block::new(), parts: [[0.0; BLOCK]; PARTS] }
+    }
+
+    #[inline(always)]
+    fn read<V: Lanes, D: Density>(&mut self, operand: &Operand, row: usize, column: usize, length: usize) {
+        if !self.block.read(operand, row, column, length) {
+            return;
+        }
+        let (lanes, mut at) = (length.next_multiple_of(GROUP), 0);
+        while at < lanes {
+            let parts = D::parts::<V>(self.block.values[at]);
+            let mut part = 0;
+            while part < PARTS {
+                self.parts[part][at] = parts[part];
+                part += 1;
+            }
+            at += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn get(&self, at: usize) -> Parts {
+        let parts = &self.parts;
+        [parts[0][at], parts[1][at], parts[2][at], parts[3][at], parts[4][at], parts[5][at]]
     }
 }
 
@@ -221,10 +265,10 @@ impl<D: Density> Kernel for Forward<'_, D> {
     #[inline(always)]
     fn run<V: Lanes>(mut self) {
         let Operands { x, first, second, columns } = self.operands;
-        let (mut xs, mut firsts, mut seconds) = (Block::new(), Block::new(), Block::new());
-        let (mut prepared, mut values) = ([0.0; BLOCK], [0.0; BLOCK]);
+        let (mut xs, mut firsts, mut seconds) = (Block::new(), Block::new(), Seconds::new());
+        let (mut factorials, mut prepared, mut values) = ([0.0; BLOCK], [0.0; BLOCK], [0.0; BLOCK]);
         let (start, end) = (self.rows.start, self.rows.end);
-        let period = self.operands.period::<D>();
+        let period = self.operands.period();
         let mut totals = vec![0.0; end - start];
         let mut column = 0;
         while column < columns {
@@ -233,20 +277,23 @@ impl<D: Density> Kernel for Forward<'_, D> {
             let mut leader = start;
             while leader < end.min(start + period) {
                 xs.read(&x, leader, column, length);
-                seconds.read(&second, leader, column, length);
+                seconds.read::<V, D>(&second, leader, column, length);
+                if D::COUNTS {
+                    ln_factorials::<V>(&xs.values[..lanes], length, &mut factorials[..lanes]);
+                }
                 let mut at = 0;
                 while at < lanes {
-                    prepared[at] = D::prepare::<V>(xs.values[at], seconds.values[at]);
+                    prepared[at] = D::prepare::<V>(xs.values[at], seconds.get(at), factorials[at]);
                     at += 1;
                 }
                 let mut row = leader;
                 while row < end {
                     xs.read(&x, row, column, length);
-                    seconds.read(&second, row, column, length);
+                    seconds.read::<V, D>(&second, row, column, length);
                     firsts.read(&first, row, column, length);
                     let mut at = 0;
                     while at < lanes {
-                        let (x, first, second) = (xs.values[at], firsts.values[at], seconds.values[at]);
+                        let (x, first, second) = (xs.values[at], firsts.values[at], seconds.get(at));
                         values[at] = D::log_prob::<V>(x, first, second, prepared[at]);
                         at += 1;
                     }
@@ -302,11 +349,11 @@ impl<D: Density> Kernel for Backward<'_, D> {
     #[inline(always)]
     fn run<V: Lanes>(mut self) {
         let Operands { x, first, second, columns } = self.operands;
-        let (mut xs, mut firsts, mut seconds) = (Block::new(), Block::new(), Block::new());
+        let (mut xs, mut firsts, mut seconds) = (Block::new(), Block::new(), Seconds::new());
         let mut prepared = [0.0; BLOCK];
         let (mut d_first, mut d_second) = ([0.0; BLOCK], [0.0; BLOCK]);
         let (start, end) = (self.rows.start, self.rows.end);
-        let period = self.operands.period::<D>();
+        let period = self.operands.period();
         let summed = second.width == 1 && columns != 1;
         let mut totals = vec![0.0; if summed { end - start } else { 0 }];
         let mut column = 0;
@@ -316,21 +363,21 @@ impl<D: Density> Kernel for Backward<'_, D> {
             let mut leader = start;
             while leader < end.min(start + period) {
                 xs.read(&x, leader, column, length);
-                seconds.read(&second, leader, column, length);
+                seconds.read::<V, D>(&second, leader, column, length);
                 let mut at = 0;
                 while at < lanes {
-                    prepared[at] = D::prepare_slopes::<V>(xs.values[at], seconds.values[at]);
+                    prepared[at] = D::prepare_slopes::<V>(xs.values[at], seconds.get(at));
                     at += 1;
                 }
                 let mut row = leader;
                 while row < end {
                     xs.read(&x, row, column, length);
-                    seconds.read(&second, row, column, length);
+                    seconds.read::<V, D>(&second, row, column, length);
                     firsts.read(&first, row, column, length);
                     let grad = self.grad.get(row);
                     let mut at = 0;
                     while at < lanes {
-                        let (x, first, second) = (xs.values[at], firsts.values[at], seconds.values[at]);
+                        let (x, first, second) = (xs.values[at], firsts.values[at], seconds.get(at));
                         let slopes = D::slopes::<V>(x, first, second, prepared[at]);
                         d_first[at] = grad * slopes.0;
                         d_second[at] = grad * slopes.1;

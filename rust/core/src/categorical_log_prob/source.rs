@@ -2,6 +2,8 @@
 
 use std::ops::Sub;
 
+use half::{bf16, f16};
+
 use crate::simd::special::exp;
 use crate::simd::{Lanes, exp_negative_abs};
 use crate::values::Values;
@@ -68,6 +70,9 @@ pub trait Logits: Copy + Send + Sync {
     /// One of them.
     fn get(&self, at: usize) -> Self::Number;
 
+    /// For every position from `start` on the logit of its class, which lies `stride` numbers behind the last one's.
+    fn gather(&self, start: usize, stride: usize, classes: &[usize], to: &mut [Self::Number]);
+
     /// Numbers `class`, `class + 1`, ... of those that lie `stride` apart from `first` on.
     #[inline(always)]
     fn strided<'b>(
@@ -111,6 +116,34 @@ impl Logits for Values<'_> {
             Values::U8(values) => f32::from(values[at]),
         }
     }
+
+    #[inline(always)]
+    fn gather(&self, start: usize, stride: usize, classes: &[usize], to: &mut [f32]) {
+        match self {
+            Values::F32(values) => pick(values, start, stride, classes, to, |value| value),
+            Values::F16(values) => pick(values, start, stride, classes, to, f16::to_f32),
+            Values::Bf16(values) => pick(values, start, stride, classes, to, bf16::to_f32),
+            Values::U8(values) => pick(values, start, stride, classes, to, f32::from),
+        }
+    }
+}
+
+/// `values[start + position + class * stride]` for every position.
+#[inline(always)]
+fn pick<T: Copy, R>(
+    values: &[T],
+    start: usize,
+    stride: usize,
+    classes: &[usize],
+    to: &mut [R],
+    convert: impl Fn(T) -> R,
+) {
+    let to = &mut to[..classes.len()];
+    let mut at = 0;
+    while at < classes.len() {
+        to[at] = convert(values[start + at + classes[at] * stride]);
+        at += 1;
+    }
 }
 
 impl Logits for &[f64] {
@@ -128,6 +161,11 @@ impl Logits for &[f64] {
     #[inline(always)]
     fn get(&self, at: usize) -> f64 {
         self[at]
+    }
+
+    #[inline(always)]
+    fn gather(&self, start: usize, stride: usize, classes: &[usize], to: &mut [f64]) {
+        pick(self, start, stride, classes, to, |value| value);
     }
 }
 
@@ -150,12 +188,21 @@ impl Classes<'_> {
         }
     }
 
-    /// One of them, which [`Self::outside`] has found to be a class.
+    /// Those from `start` on, which [`Self::outside`] has found to be classes.
     #[inline(always)]
-    pub fn get(&self, at: usize) -> usize {
+    pub fn read(&self, start: usize, to: &mut [usize]) {
+        let range = start..start + to.len();
         match self {
-            Self::U8(values) => usize::from(values[at]),
-            Self::I64(values) => values[at] as usize,
+            Self::U8(values) => {
+                for (to, &class) in to.iter_mut().zip(&values[range]) {
+                    *to = usize::from(class);
+                }
+            }
+            Self::I64(values) => {
+                for (to, &class) in to.iter_mut().zip(&values[range]) {
+                    *to = class as usize;
+                }
+            }
         }
     }
 

@@ -126,13 +126,7 @@ fn keep<V: Lanes>(slopes: &Slopes<V>, values: &mut [f32]) {
 impl Backward<'_> {
     /// The derivatives of component m, times `grad`, and all but the logit's times the component's share.
     #[inline(always)]
-    fn write<V: Lanes>(
-        &mut self,
-        [grad, share]: [V; 2],
-        values: &[f32],
-        [image, pixel, m]: [usize; 3],
-        count: usize,
-    ) {
+    fn write<V: Lanes>(&mut self, [grad, share]: [V; 2], values: &[f32], [image, pixel, m]: [usize; 3], count: usize) {
         let (components, at) = (self.data.components, pixel - self.share.pixels.start);
         let image = image - self.share.images.start;
         store(grad.mul(V::load(values, 0)), self.share.logits[image * components + m], at, count);

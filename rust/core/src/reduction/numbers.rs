@@ -137,6 +137,17 @@ impl NumbersMut<'_> {
         }
     }
 
+    /// Writes `values[i]` to `start + i + classes[i] * stride`.
+    #[inline(always)]
+    pub fn scatter(&mut self, start: usize, stride: usize, classes: &[usize], values: &[f64]) {
+        match self {
+            Self::F64(to) => put(to, start, stride, classes, values, |value| value),
+            Self::F32(to) => put(to, start, stride, classes, values, |value| value as f32),
+            Self::F16(to) => put(to, start, stride, classes, values, f16::from_f64),
+            Self::Bf16(to) => put(to, start, stride, classes, values, bf16::from_f64),
+        }
+    }
+
     /// The first `count`, and the others.
     pub fn split_at_mut(self, count: usize) -> (Self, Self) {
         match self {
@@ -157,5 +168,15 @@ impl NumbersMut<'_> {
                 (Self::Bf16(head), Self::Bf16(tail))
             }
         }
+    }
+}
+
+#[inline(always)]
+fn put<T>(to: &mut [T], start: usize, stride: usize, classes: &[usize], values: &[f64], convert: impl Fn(f64) -> T) {
+    let values = &values[..classes.len()];
+    let mut at = 0;
+    while at < classes.len() {
+        to[start + at + classes[at] * stride] = convert(values[at]);
+        at += 1;
     }
 }

@@ -7,6 +7,7 @@
 mod tests;
 
 use std::f64::consts::LOG2_E;
+use std::sync::OnceLock;
 
 use super::Lanes;
 
@@ -169,26 +170,59 @@ pub fn ln_factorial<V: Lanes>(x: f64) -> f64 {
     if x < 0.0 || x == f64::INFINITY { f64::INFINITY } else { value }
 }
 
-/// ln(gamma(x + t) / (gamma(t) t^x x!)), t = exp(ln_t): 0 exactly at x = 0, -infinity below 0 and at infinity.
-///
-/// ln_t from -100 to 85, x up to 10^37. No two large terms are subtracted however large t is, as in
-/// ln gamma(x + t) - ln gamma(t).
+/// ln(x!) of the first `length` numbers into `out`; slices of equal length, behind `length` anything is written.
 #[inline(always)]
-pub fn ln_rising_over_factorial<V: Lanes>(x: f64, t: f64, ln_t: f64) -> f64 {
+pub fn ln_factorials<V: Lanes>(x: &[f64], length: usize, out: &mut [f64]) {
+    static TABLE: OnceLock<[f64; 256]> = OnceLock::new();
+    let (mut small, mut at) = (true, 0);
+    while at < length {
+        // only whole numbers up to 255 survive the conversion
+        small &= f64::from(x[at] as u8).to_bits() == (x[at] + 0.0).to_bits();
+        at += 1;
+    }
+    at = 0;
+    if small {
+        let table = TABLE.get_or_init(|| {
+            let (mut table, mut sum) = ([0.0; 256], 0.0);
+            for (n, entry) in table.iter_mut().enumerate().skip(1) {
+                sum += (n as f64).ln();
+                *entry = sum;
+            }
+            table
+        });
+        while at < length {
+            out[at] = table[usize::from(x[at] as u8)];
+            at += 1;
+        }
+    } else {
+        let out = &mut out[..x.len()];
+        while at < x.len() {
+            out[at] = ln_factorial::<V>(x[at]);
+            at += 1;
+        }
+    }
+}
+
+/// What [`ln_rising`] needs of t = exp(ln_t) alone, ln_t from -100 to 85.
+#[inline(always)]
+pub fn rising_parts<V: Lanes>(t: f64, ln_t: f64) -> [f64; 3] {
     let low = t < ASYMPTOTIC;
     let base = if low { t + 8.0 } else { t };
-    let sum = base + x;
-    let (y, product) = raised_factorial(x);
-    // three reciprocals by one division
-    let inverse = 1.0 / (base * sum * y);
-    let (of_base, of_sum, of_y) = (inverse * (sum * y), inverse * (base * y), inverse * (base * sum));
-    let (rising, from) = if low { (eight_factors(x + t), eight_factors(t)) } else { (1.0, 1.0) };
-    let raised = if low { x * (ln::<V>(base) - ln_t) } else { 0.0 };
-    let growth = mul_add::<V>(sum - 0.5, ln_1p::<V>(x * of_base), -x) + raised;
-    let value = growth + (stirling::<V>(of_sum) - stirling::<V>(of_base)) - ln_gamma::<V>(y, of_y);
-    let value = value - ln::<V>(rising / (from * product));
-    let value = if x == 0.0 { 0.0 } else { value };
-    if x < 0.0 || x == f64::INFINITY { f64::NEG_INFINITY } else { value }
+    let inverse = 1.0 / base;
+    [inverse, stirling::<V>(inverse), if low { ln::<V>(base) - ln_t } else { 0.0 }]
+}
+
+/// ln(gamma(x + t) / (gamma(t) t^x)) for x from 0 to 10^37: 0 exactly at x = 0.
+///
+/// No two large terms are subtracted however large t is, as in ln gamma(x + t) - ln gamma(t).
+#[inline(always)]
+pub fn ln_rising<V: Lanes>(x: f64, t: f64, [inverse, of_base, raised]: [f64; 3]) -> f64 {
+    let low = t < ASYMPTOTIC;
+    let sum = x + if low { t + 8.0 } else { t };
+    let ratio = if low { eight_factors(x + t) / eight_factors(t) } else { 1.0 };
+    let growth = mul_add::<V>(sum - 0.5, ln_1p::<V>(x * inverse), x * (raised - 1.0));
+    let value = growth + (stirling::<V>(1.0 / sum) - of_base) - ln::<V>(ratio);
+    if x == 0.0 { 0.0 } else { value }
 }
 
 /// t (digamma(x + t) - digamma(t)): 0 exactly at x = 0. For x from 0 to 10^37 and t > 0.
