@@ -9,7 +9,6 @@ class DataError(ValueError):
     """A file or dataset that is not what it should be."""
 
 def multiply_add_peak() -> float: ...
-
 def simd_level() -> str: ...
 
 # --- reparameterize_kl ---------------------------------------------------------------------------------------------
