@@ -418,8 +418,10 @@ def _parts(gradient: torch.Tensor | None, rows: int) -> torch.Tensor | None:
 
 
 def tile(columns: int, shared: bool = False) -> tuple[int, int]:
-    """Rows and columns of a program: powers of two, by the number of columns only; a quarter of a tile where a loop
-    over tiles keeps sums as well, which spilled otherwise."""
+    """Rows and columns of a program: powers of two, by the number of columns only.
+
+    A quarter of a tile where a loop over tiles keeps sums as well: a whole one spills.
+    """
     size = TILE // 4 if shared else TILE
     block_d = min(size, max(4, triton.next_power_of_2(columns)))
     return size // block_d, block_d

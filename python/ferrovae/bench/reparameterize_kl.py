@@ -33,7 +33,7 @@ def cases(shape: dict[str, int], device: torch.device) -> Iterator[Case]:
         inputs = [moments] if variant == "moments" else [half.contiguous() for half in halves]
         inputs += prior if variant == "learned prior" else []
         leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-        functions = {"ferrovae": _ours(variant), "eager": _PEERS[variant]}
+        functions: dict[str, Callable[..., Outputs]] = {"ferrovae": _ours(variant), "eager": _PEERS[variant]}
         if device.type != "cpu" or any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
             functions["torch.compile"] = torch.compile(_PEERS[variant], dynamic=False)
         for mode in ("forward", "full"):
@@ -86,7 +86,7 @@ def _with_prior(mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: 
     return z, 0.5 * (prior_logvar - logvar + ratio - 1).flatten(1).sum(1)
 
 
-_PEERS = {"": _plain, "moments": _chunked, "learned prior": _with_prior}
+_PEERS: dict[str, Callable[..., Outputs]] = {"": _plain, "moments": _chunked, "learned prior": _with_prior}
 
 
 def _forward(function: Callable[..., Outputs], inputs: list[Tensor]) -> list[Tensor]:

@@ -290,42 +290,36 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _differentiate_pair_twice(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
-    return *_second_order(ctx, *ctx.saved_tensors, outer), *[None] * 6
+    mean, logvar, *rest = ctx.saved_tensors
+    return *_second_order(ctx, mean, logvar, rest, outer), *[None] * 6
 
 
 def _differentiate_moments_twice(ctx: Any, outer: Tensor | None, *of_prior: Tensor | None) -> tuple[Tensor | None, ...]:
     moments, *rest = ctx.saved_tensors
     mean, logvar = (half.flatten(1) for half in moments.unbind(2))
     outers = (None, None) if outer is None else (half.flatten(1) for half in outer.unbind(2))
-    *halves, dpm, dpv, ddz, ddkl = _second_order(ctx, mean, logvar, *rest, (*outers, *of_prior))
+    *halves, dpm, dpv, ddz, ddkl = _second_order(ctx, mean, logvar, rest, (*outers, *of_prior))
     shape = moments.shape[0], moments.shape[1], moments.shape[3]
     of_moments = torch.stack([(torch.zeros_like(mean) if half is None else half).reshape(shape) for half in halves], 2)
     return of_moments, dpm, dpv, ddz, ddkl, *[None] * 6
 
 
 def _second_order(
-    ctx: Any,
-    mean: Tensor,
-    logvar: Tensor,
-    prior_mean: Tensor | None,
-    prior_logvar: Tensor | None,
-    dz: Tensor | None,
-    dkl: Tensor | None,
-    seed: Tensor,
-    example_ids: Tensor | None,
-    outer: tuple[Tensor | None, ...],
+    ctx: Any, mean: Tensor, logvar: Tensor, rest: list[Tensor | None], outer: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
+    prior_mean, prior_logvar, dz, dkl, seed, example_ids = rest
     samples, first, backend = ctx.rest
     eps = None
     if dz is not None:  # z of mean 0 and std 1
         zeros = torch.zeros(mean.shape, dtype=work(mean.dtype), device=mean.device)
         eps, _ = from_pair(zeros, zeros, None, None, seed, example_ids, samples, first, True, backend=backend)
-    of_mean, of_logvar, of_prior_mean, of_prior_logvar = outer
-    of_prior = (
+    of_mean, of_logvar, *given = outer
+    of_prior_mean, of_prior_logvar = (
         None if prior is None or gradient is None or gradient.shape != prior.shape else gradient
-        for prior, gradient in ((prior_mean, of_prior_mean), (prior_logvar, of_prior_logvar))
+        for prior, gradient in zip((prior_mean, prior_logvar), given, strict=True)
     )
-    return second_order(mean, logvar, prior_mean, prior_logvar, dz, dkl, eps, (of_mean, of_logvar, *of_prior))
+    outers = of_mean, of_logvar, of_prior_mean, of_prior_logvar
+    return second_order(mean, logvar, prior_mean, prior_logvar, dz, dkl, eps, outers)
 
 
 from_pair.register_autograd(_differentiate(_from_pair_backward), _save)
