@@ -38,9 +38,6 @@ TABLE: dict[str, dict[str, dict[str, dict[str, int]]]] = {
         "sm_100": {
             "D16": _entry(128, 128, 16, 8, 3),
             "D32": _entry(128, 128, 32, 8, 3),
-            "D64": _entry(128, 128, 64, 8, 2),
-            "D128": _entry(128, 64, 128, 8, 2),
-            "wide": _entry(128, 64, 32, 8, 3),
         },
     }
 }

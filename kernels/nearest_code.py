@@ -56,20 +56,22 @@ def _products(sums, xh, xl, high, low, where, PRECISION: tl.constexpr, UPCAST: t
     """sums + x.e from the products of the parts; float32 operands of the same values where interpreted."""
     eh = tl.load(high + where)
     if PRECISION == "tf32":
-        return tl.dot(xh, eh, sums, input_precision="tf32")
-    if UPCAST:
-        eh = eh.to(tl.float32)
+        sums = tl.dot(xh, eh, sums, input_precision="tf32")
     else:
-        xh = xh.to(tl.bfloat16)
-    if PRECISION == "exact":
-        el = tl.load(low + where)
         if UPCAST:
-            el = el.to(tl.float32)
+            eh = eh.to(tl.float32)
         else:
-            xl = xl.to(tl.bfloat16)
-        sums = tl.dot(xl, eh, sums, input_precision="ieee")
-        sums = tl.dot(xh, el, sums, input_precision="ieee")
-    return tl.dot(xh, eh, sums, input_precision="ieee")
+            xh = xh.to(tl.bfloat16)
+        if PRECISION == "exact":
+            el = tl.load(low + where)
+            if UPCAST:
+                el = el.to(tl.float32)
+            else:
+                xl = xl.to(tl.bfloat16)
+            sums = tl.dot(xl, eh, sums, input_precision="ieee")
+            sums = tl.dot(xh, el, sums, input_precision="ieee")
+        sums = tl.dot(xh, eh, sums, input_precision="ieee")
+    return sums
 
 
 @triton.jit
