@@ -141,6 +141,9 @@ def prepare(codebook: torch.Tensor, metric: str, precision: str = "exact") -> Pr
     usable = codebook.isfinite().all(-1, keepdim=True)
     centre = torch.where(usable, torch.nn.functional.normalize(codebook, dim=-1) if metric == "cosine" else codebook, 0)
     centre = torch.nan_to_num(centre.sum(1) / usable.sum(1).clamp(min=1), 0.0, 0.0, 0.0)
+    if precision != "exact" and metric not in ("euclidean", "sqeuclidean"):
+        # What is rounded is then the code itself.
+        centre = torch.zeros_like(centre)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=codebook.device)
