@@ -277,3 +277,11 @@ def test_errors_name_the_argument(arguments: tuple, error: type[Exception], mess
     x, logits, batch_dims = arguments if len(arguments) == 3 else (*arguments, 1)
     with pytest.raises(error, match=f"^bernoulli_log_prob: {message}"):
         bernoulli_log_prob(x, logits, batch_dims=batch_dims)
+
+
+def test_vmap_is_one_more_batch_dimension() -> None:
+    x, logits = torch.rand(3, 4, 5), torch.randn(3, 4, 5)
+    for in_dims, data in (((0, 0), x), ((None, 0), x[0])):
+        mapped = torch.vmap(bernoulli_log_prob, in_dims)(data, logits)
+        each = [bernoulli_log_prob(x[i] if in_dims[0] == 0 else data, logits[i]) for i in range(3)]
+        assert torch.equal(mapped, torch.stack(each))

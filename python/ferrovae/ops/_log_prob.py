@@ -21,15 +21,24 @@ def checked(operation: str, x: Any, name: str, parameter: Any, batch_dims: int) 
         raise TypeError(f"{operation}: x is {x.dtype}, expected bool, integers or floating point")
     if x.device != parameter.device:
         raise ValueError(f"{operation}: x is on {x.device}, expected {parameter.device}, where {name} {verb}")
-    if not 0 <= batch_dims <= parameter.ndim:
+    check_batch_dims(operation, batch_dims, parameter.ndim, name, parameter)
+    return meeting(operation, x, parameter.shape, batch_dims, name)
+
+
+def check_batch_dims(operation: str, batch_dims: int, most: int, name: str, parameter: Tensor) -> None:
+    """A number of batch dimensions that the parameter called `name` can have, or `ValueError`."""
+    if not 0 <= batch_dims <= most:
         raise ValueError(
-            f"{operation}: batch_dims is {batch_dims}, expected 0 to {parameter.ndim} "
-            f"for {name} {_checks.shape(parameter)}"
+            f"{operation}: batch_dims is {batch_dims}, expected 0 to {most} for {name} {_checks.shape(parameter)}"
         )
-    squeezed = fitting(x, parameter.shape, batch_dims)
+
+
+def meeting(operation: str, x: Tensor, shape: torch.Size, batch_dims: int, name: str) -> Tensor:
+    """x without leading dimensions of size 1 that `shape` does not have: its own, with the batch of `name`."""
+    squeezed = fitting(x, shape, batch_dims)
     if squeezed is None:
         raise ValueError(
-            f"{operation}: x is {_checks.shape(x)}, expected {_checks.shape(parameter)} to match {name}; of the "
+            f"{operation}: x is {_checks.shape(x)}, expected {tuple(shape)} to match {name}; of the "
             f"{batch_dims} batch dimensions leading ones may be 1, all but one may be missing"
         )
     return squeezed

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ferrovae.ops import _triton
+from ferrovae.ops import _transforms, _triton
 from ferrovae.ops._checks import FLOATS
 from ferrovae.ops._log_prob import as_columns, checked, sum_events, sum_to, unexpanded, work_dtype
 from ferrovae.ops._registry import Kernel, Operation
@@ -168,3 +168,5 @@ def _differentiate_twice(ctx: Any, grad_grad: torch.Tensor) -> tuple[torch.Tenso
 
 _forward.register_autograd(_differentiate, _save)
 _backward.register_autograd(_differentiate_twice, _save)
+_transforms.register_vmap(_forward, 1)
+_transforms.register_vmap(_backward, 1)

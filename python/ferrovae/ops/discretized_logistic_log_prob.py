@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ferrovae.ops import _checks, _events, _logistic, _triton
+from ferrovae.ops import _checks, _log_prob, _logistic, _transforms, _triton
 from ferrovae.ops._registry import Kernel, Operation
 from ferrovae.ops._rust import core, span, threads
 
@@ -49,35 +49,35 @@ def discretized_logistic_log_prob(
     _checks.alike(_NAME, "log_scale", log_scale, "mean", mean)
     _checks.same_device(_NAME, "x", x, "mean", mean)
     _logistic.levels(_NAME, levels)
-    _events.batch(_NAME, batch_dims, mean.ndim, "mean", mean)
+    _log_prob.check_batch_dims(_NAME, batch_dims, mean.ndim, "mean", mean)
     if log_scale.shape != mean.shape:
         _checks.broadcasts(_NAME, "log_scale", log_scale, "mean", mean)
         log_scale = log_scale.expand_as(mean)
-    return _forward(mean, log_scale, _events.data(_NAME, x, mean.shape, batch_dims, "mean"), levels, batch_dims)
+    return _forward(mean, log_scale, _log_prob.meeting(_NAME, x, mean.shape, batch_dims, "mean"), levels, batch_dims)
 
 
 def _reference(mean: Tensor, log_scale: Tensor, x: Tensor, levels: int, batch_dims: int) -> Tensor:
-    work, top = _events.work(mean), levels - 1
+    work, top = _log_prob.work_dtype(mean), levels - 1
     level = _logistic.level(x.to(work), top)
     distance = _logistic.from_mean(level, mean, top)
-    return _events.total(_logistic.log_mass(level, distance, log_scale.to(work), top), batch_dims)
+    return _log_prob.sum_events(_logistic.log_mass(level, distance, log_scale.to(work), top), batch_dims)
 
 
 def _reference_backward(
     mean: Tensor, log_scale: Tensor, x: Tensor, grad: Tensor, levels: int, batch_dims: int
 ) -> tuple[Tensor, Tensor]:
-    work, top = _events.work(mean), levels - 1
+    work, top = _log_prob.work_dtype(mean), levels - 1
     level = _logistic.level(x.to(work), top)
     slopes = _logistic.slopes(level, _logistic.from_mean(level, mean, top), log_scale.to(work), top)
-    weight = _events.columns(grad, mean)
+    weight = _log_prob.as_columns(grad, mean)
     return (weight * slopes[0]).to(mean.dtype).contiguous(), (weight * slopes[1]).to(mean.dtype).contiguous()
 
 
 def _rows(mean: Tensor, log_scale: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x, mean and log_scale as the kernels read them: contiguous, a copy only where it must be."""
-    x = _events.unexpanded(x)
+    x = _log_prob.unexpanded(x)
     if (x.dtype == torch.float64) != (mean.dtype == torch.float64):
-        x = x.to(_events.work(mean))
+        x = x.to(_log_prob.work_dtype(mean))
     return x.contiguous(), mean.contiguous(), log_scale.contiguous()
 
 
@@ -88,7 +88,7 @@ def _typed(tensor: Tensor) -> tuple[int, int, str]:
 def _rust(mean: Tensor, log_scale: Tensor, x: Tensor, levels: int, batch_dims: int) -> Tensor:
     x, mean, log_scale = _rows(mean, log_scale, x)
     sizes = levels, mean.shape[batch_dims:].numel()
-    out = torch.empty(tuple(mean.shape[:batch_dims]), dtype=_events.work(mean))
+    out = torch.empty(tuple(mean.shape[:batch_dims]), dtype=_log_prob.work_dtype(mean))
     if mean.dtype == torch.float64:
         spans = span(x), span(mean), span(log_scale)
         core.discretized_logistic_log_prob_f64(spans, sizes, span(out), threads())
@@ -115,7 +115,7 @@ def _rust_backward(
 
 def _triton_forward(mean: Tensor, log_scale: Tensor, x: Tensor, levels: int, batch_dims: int) -> Tensor:
     x, mean, log_scale = _rows(mean, log_scale, x)
-    batch, work = mean.shape[:batch_dims], _events.work(mean)
+    batch, work = mean.shape[:batch_dims], _log_prob.work_dtype(mean)
     return _triton.kernels(_NAME).forward(x, mean, log_scale, levels, batch, work)
 
 
@@ -126,7 +126,7 @@ def _triton_backward(
 
 
 def _fake(mean: Tensor, log_scale: Tensor, x: Tensor, levels: int, batch_dims: int) -> Tensor:
-    return mean.new_empty(mean.shape[:batch_dims], dtype=_events.work(mean))
+    return mean.new_empty(mean.shape[:batch_dims], dtype=_log_prob.work_dtype(mean))
 
 
 def _fake_backward(
@@ -171,11 +171,11 @@ def _differentiate_twice(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
     def slopes(mean: Tensor, log_scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         return _reference_backward(mean, log_scale, x, grad, ctx.levels, ctx.batch_dims)
 
-    d_mean, d_log_scale, d_grad = _events.differentiate_again(slopes, (mean, log_scale, grad), outer)
+    d_mean, d_log_scale, d_grad = _transforms.differentiate_again(slopes, (mean, log_scale, grad), outer)
     return d_mean, d_log_scale, None, d_grad, None, None, None
 
 
 _forward.register_autograd(_differentiate, _save)
 _backward.register_autograd(_differentiate_twice, _save)
-_events.register_vmap(_forward, 2)
-_events.register_vmap(_backward, 2)
+_transforms.register_vmap(_forward, 2)
+_transforms.register_vmap(_backward, 2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ferrovae.ops import _checks, _events, _logistic, _triton
+from ferrovae.ops import _checks, _log_prob, _logistic, _transforms, _triton
 from ferrovae.ops._registry import Kernel, Operation
 from ferrovae.ops._rust import core, span, threads
 
@@ -65,7 +65,7 @@ def discretized_logistic_mixture_log_prob(
     _logistic.levels(_NAME, levels)
     if mixture_logits.ndim < 1:
         raise ValueError(f"{_NAME}: mixture_logits is (), expected (..., M, ...)")
-    _events.batch(_NAME, batch_dims, mixture_logits.ndim - 1, "mixture_logits", mixture_logits)
+    _log_prob.check_batch_dims(_NAME, batch_dims, mixture_logits.ndim - 1, "mixture_logits", mixture_logits)
     batch, (components, *pixels) = mixture_logits.shape[:batch_dims], mixture_logits.shape[batch_dims:]
     for label, value in given.items():
         _checks.alike(_NAME, label, value, "mixture_logits", mixture_logits)
@@ -76,7 +76,7 @@ def discretized_logistic_mixture_log_prob(
             )
     if components == 0:
         raise ValueError(f"{_NAME}: mixture_logits is {_checks.shape(mixture_logits)}, expected at least one component")
-    x = _events.data(_NAME, x, torch.Size((*batch, 3, *pixels)), batch_dims, "mixture_logits")
+    x = _log_prob.meeting(_NAME, x, torch.Size((*batch, 3, *pixels)), batch_dims, "mixture_logits")
     parameters = mixture_logits, means, log_scales, coefficients
     if compat is None:
         return _forward(*parameters, x, levels, float(log_scale_floor), batch_dims)
@@ -97,7 +97,7 @@ def _before(x: Tensor, c: Tensor, dim: int) -> Tensor:
 def _published(
     logits: Tensor, means: Tensor, log_scales: Tensor, coefficients: Tensor, x: Tensor, floor: float, batch_dims: int
 ) -> Tensor:
-    work, dim = _events.work(logits), batch_dims
+    work, dim = _log_prob.work_dtype(logits), batch_dims
     x = x.to(work).expand(logits.shape[:dim] + x.shape[x.ndim - (logits.ndim - dim) :])
     log_scale = log_scales.to(work).clamp_min(floor)
     means = means.to(work) + _before(x, coefficients.to(work).tanh(), dim)
@@ -109,14 +109,14 @@ def _published(
     inside = torch.where(mass > 1e-5, mass.clamp_min(1e-12).log(), density)
     at_edge = torch.where(x < -0.999, functional.logsigmoid(above), -functional.softplus(below))
     each = torch.where((x < -0.999) | (x > 0.999), at_edge, inside).sum(dim)
-    return _events.total((functional.log_softmax(logits.to(work), dim) + each).logsumexp(dim), batch_dims)
+    return _log_prob.sum_events((functional.log_softmax(logits.to(work), dim) + each).logsumexp(dim), batch_dims)
 
 
 def _components(
     means: Tensor, log_scales: Tensor, coefficients: Tensor, x: Tensor, levels: int, floor: float, dim: int
 ) -> tuple[tuple[Tensor, Tensor, Tensor, int], Tensor, Tensor]:
     """What `_logistic` takes, tanh of the coefficients, and n / T: (..., 3, M, ...)."""
-    work, top = _events.work(means), levels - 1
+    work, top = _log_prob.work_dtype(means), levels - 1
     level = _logistic.level(x.to(work), top)
     level = level.expand(means.shape[: dim + 1] + means.shape[dim + 2 :])
     n, c = 2 * level - top, coefficients.to(work).tanh()
@@ -136,9 +136,9 @@ def _reference(
     batch_dims: int,
 ) -> Tensor:
     logistic, _, _ = _components(means, log_scales, coefficients, x, levels, floor, batch_dims)
-    logits = logits.to(_events.work(logits))
+    logits = logits.to(_log_prob.work_dtype(logits))
     scores = logits + _logistic.log_mass(*logistic).sum(batch_dims)
-    return _events.total(scores.logsumexp(batch_dims) - logits.logsumexp(batch_dims), batch_dims)
+    return _log_prob.sum_events(scores.logsumexp(batch_dims) - logits.logsumexp(batch_dims), batch_dims)
 
 
 def _reference_backward(
@@ -152,9 +152,9 @@ def _reference_backward(
     floor: float,
     batch_dims: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dim, dtype, work = batch_dims, logits.dtype, _events.work(logits)
+    dim, dtype, work = batch_dims, logits.dtype, _log_prob.work_dtype(logits)
     logistic, c, values = _components(means, log_scales, coefficients, x, levels, floor, dim)
-    logit, grad = logits.to(work), _events.columns(grad, logits)
+    logit, grad = logits.to(work), _log_prob.as_columns(grad, logits)
     scores = logit + _logistic.log_mass(*logistic).sum(dim)
     # softmax of scores that are all -inf is NaN: none has a share then
     share = (scores - scores.logsumexp(dim, keepdim=True).clamp_min(torch.finfo(work).min)).exp()
@@ -177,8 +177,8 @@ def _rust_arguments(
     parameters: tuple[Tensor, ...], x: Tensor, levels: int, batch_dims: int
 ) -> tuple[list[Tensor], str, tuple[int, int, int, int]]:
     """x and parameters in float32 or float64, contiguous; that dtype's name; images, components, pixels, levels."""
-    logits, work = parameters[0], _events.work(parameters[0])
-    tensors = [value.to(work).contiguous() for value in (_events.unexpanded(x), *parameters)]
+    logits, work = parameters[0], _log_prob.work_dtype(parameters[0])
+    tensors = [value.to(work).contiguous() for value in (_log_prob.unexpanded(x), *parameters)]
     shape = logits.shape
     sizes = shape[:batch_dims].numel(), shape[batch_dims], shape[batch_dims + 1 :].numel(), levels
     return tensors, "float64" if work == torch.float64 else "float32", sizes
@@ -240,7 +240,7 @@ def _triton_forward(
     floor: float,
     batch_dims: int,
 ) -> Tensor:
-    tensors = [value.contiguous() for value in (_events.unexpanded(x), logits, means, log_scales, coefficients)]
+    tensors = [value.contiguous() for value in (_log_prob.unexpanded(x), logits, means, log_scales, coefficients)]
     return _triton.kernels(_NAME).forward(*tensors, levels, floor, batch_dims)
 
 
@@ -255,12 +255,12 @@ def _triton_backward(
     floor: float,
     batch_dims: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    tensors = [value.contiguous() for value in (_events.unexpanded(x), logits, means, log_scales, coefficients, grad)]
+    tensors = [value.contiguous() for value in (_log_prob.unexpanded(x), logits, means, log_scales, coefficients, grad)]
     return _triton.kernels(_NAME).backward(*tensors, levels, floor, batch_dims)
 
 
 def _fake(logits: Tensor, *others: Any) -> Tensor:
-    return logits.new_empty(logits.shape[: others[-1]], dtype=_events.work(logits))
+    return logits.new_empty(logits.shape[: others[-1]], dtype=_log_prob.work_dtype(logits))
 
 
 def _fake_backward(logits: Tensor, means: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -306,11 +306,11 @@ def _differentiate_twice(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
     def slopes(logits: Tensor, means: Tensor, log_scales: Tensor, coefficients: Tensor, grad: Tensor) -> Any:
         return _reference_backward(logits, means, log_scales, coefficients, x, grad, *ctx.numbers)
 
-    *found, d_grad = _events.differentiate_again(slopes, (*parameters, grad), outer)
+    *found, d_grad = _transforms.differentiate_again(slopes, (*parameters, grad), outer)
     return (*found, None, d_grad, *(None,) * 4)
 
 
 _forward.register_autograd(_differentiate, _save)
 _backward.register_autograd(_differentiate_twice, _save)
-_events.register_vmap(_forward, 4)
-_events.register_vmap(_backward, 4)
+_transforms.register_vmap(_forward, 4)
+_transforms.register_vmap(_backward, 4)
