@@ -89,6 +89,18 @@ def test_help_and_a_typo_do_not_import_torch() -> None:
     assert "--shapes" in done.stdout
 
 
+def test_waiting_threads_are_told_to_sleep_before_torch_is_there() -> None:
+    code = (
+        "import os, sys; from ferrovae.cli import main; from ferrovae.bench import catalogue\n"
+        "catalogue.planned = lambda *_: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules) or 1 / 0\n"
+        "catalogue.operations = lambda: ('toy',)\n"
+        "try: main(['bench', 'toy', '--device', 'cpu', '--simd', 'portable'])\nexcept ZeroDivisionError: pass\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "PASSIVE False\n", done.stderr
+
+
 def test_operations_are_the_modules_with_shapes_and_cases(tmp_path: Path) -> None:
     for name in catalogue.operations():
         module = catalogue.module_of(name)

@@ -11,7 +11,7 @@ import pytest
 from bench.toy import row
 from ferrovae.bench import plot, results, show, tables
 
-RUN = {"torch": "2.9", "versions": {"faiss-cpu": "1.12.0"}, "load_average": [0.5, 1.25]}
+RUN = {"torch": "2.9", "versions": {"faiss-cpu": "1.12.0"}, "load_average": [0.5, 1.25], "omp_wait_policy": "PASSIVE"}
 
 
 def found(*rows: results.Row, run: str = "first") -> dict[str, Any]:
@@ -85,7 +85,10 @@ def test_readme_table(tmp_path: Path) -> None:
         "| N=8 K=4 | 1.50x | 20.2x | 3.0 MiB | 50 % |\n"
         "| N=8 K=4 one code |  | 0.50x (wrong) | 3.0 MiB | 50 % |\n"
     )
-    assert "a processor (avx2), torch 2.9, faiss-cpu 1.12.0, load average 1.2.\n<!-- end -->\nafter" in document
+    assert (
+        "a processor (avx2), torch 2.9, faiss-cpu 1.12.0, OpenMP passive, load average 1.2.\n<!-- end -->\nafter"
+        in document
+    )
     assert tables.update(document, tmp_path) == document
 
 

@@ -32,6 +32,7 @@ def cases(shape: dict[str, int], device: torch.device) -> Iterator[Case]:
 
 def install(monkeypatch: Any, cases: Callable[..., Iterator[Case]] = cases) -> None:
     """Make it the only operation there is, on a machine whose peaks are known already."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # as the command does, but undone
     monkeypatch.setattr(roofline, "measured", lambda device: roofline.Peaks(1e10, {"float32": 1e11}))
     monkeypatch.setattr(catalogue, "operations", lambda: ("toy",))
     monkeypatch.setattr(catalogue, "module_of", lambda name: SimpleNamespace(SHAPES=SHAPES, cases=cases))

@@ -87,6 +87,7 @@ def version_of(provider: str) -> str:
 def describe(kind: str) -> dict[str, Any]:
     """`machine()`, with the GPU, the peers' versions and the load average so far."""
     found: dict[str, Any] = {**machine(), "load_average": load()}
+    found["omp_wait_policy"] = os.environ.get("OMP_WAIT_POLICY", "")
     names = dict.fromkeys(name for packages in PACKAGES.values() for name in packages)
     found["versions"] = {name: installed for name in [*names, "triton"] if (installed := _installed(name))}
     if kind == "cuda":

@@ -15,8 +15,8 @@ __all__ = ["Call", "Sample", "Timing", "calls_for", "interleaved", "machine", "o
 Call = Callable[[], object]
 Sample = Callable[[Call, int], tuple[float, float]]
 
-# Threads of a pool that has just worked keep spinning for a while: that time is not the next provider's.
-_REST = 0.002
+# Threads of a pool that has just worked may spin for a while: that time is not the next provider's.
+_REST = 0.003
 _FEWEST_ROUNDS = 3
 
 

@@ -122,6 +122,8 @@ def software(found: dict[str, Any]) -> str:
     for package in used:
         versions = dict.fromkeys(run["versions"][package] for run in runs if package in run.get("versions", {}))
         names += [f"{package} {' or '.join(versions)}"] if versions else []
+    policies = dict.fromkeys(run["omp_wait_policy"].lower() for run in runs if run.get("omp_wait_policy"))
+    names += [f"OpenMP {' or '.join(policies)}"] if policies else []
     # Other work on the machine costs time that is nobody's: a reader must be able to see it.
     loads = [max(run["load_average"]) for run in runs if run.get("load_average")]
     names += [f"load average {max(loads):.1f}"] if loads else []

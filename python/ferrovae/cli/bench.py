@@ -56,6 +56,9 @@ def main(prog: str, arguments: list[str]) -> int:
         return 0
     options = tyro.cli(Bench, args=arguments, prog=prog, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone))
     catalogue.check(options.operations, options.shapes)
+    # Before torch is there: OpenMP's threads spin while they wait, for milliseconds where others want the processors
+    # too. That is no work, but CPU time, of this provider and of the next.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name, value, least in (("threads", options.threads, 0), ("rounds", options.rounds, 1)):
         if value < least:
             raise ValueError(f"bench: {name} is {value}, expected at least {least}")
