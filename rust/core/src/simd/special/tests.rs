@@ -125,7 +125,9 @@ fn small_counts_are_looked_up_and_others_are_not() {
     let counts: Vec<f64> = (0..256).map(f64::from).chain([0.5; 8]).collect();
     for level in available() {
         let looked_up = run(level, Factorials(&counts, 256));
-        for (odd, value) in [(256.0, 1_167.257_278_562_9), (3.5, 2.453_736_570_8), (-1.0, f64::INFINITY), (f64::NAN, 0.0)] {
+        for (odd, value) in
+            [(256.0, 1_167.257_278_562_9), (3.5, 2.453_736_570_8), (-1.0, f64::INFINITY), (f64::NAN, 0.0)]
+        {
             let mut counts = counts.clone();
             counts[7] = odd;
             let computed = run(level, Factorials(&counts, 256));
