@@ -160,7 +160,16 @@ def layouts() -> dict[str, tuple[Tensor, Tensor]]:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own doing
 @pytest.mark.parametrize(
-    ("layout", "learned"), [*((layout, False) for layout in layouts()), ("plain", True), ("half", True)]
+    ("layout", "learned"),
+    [
+        ("strided", False),
+        ("empty", False),
+        ("half", True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("plain", False), ("expanded", False), ("plain", True))
+        ),
+    ],
 )
 def test_opcheck(layout: str, learned: bool) -> None:
     mean, logvar = (tensor.requires_grad_() for tensor in layouts()[layout])

@@ -1,7 +1,7 @@
 """The softmax over codes a block at a time, and gradients through its scores: for every operation built on it.
 
 One head: x [N, D], codes [K, D], bias [K], all finite or -infinity (`_codes.usable`), lse [N]. A block holds at most
-`BLOCK` numbers, whatever N and K are.
+`limit` numbers, whatever N and K are.
 
 With scores s = -distance / temperature + bias, d s / d x = c (e - x) for the Euclidean distances and c e for `"dot"`,
 where c is 1 / (temperature distance), 2 / temperature, 1 / temperature: so gradients are products of matrices.
@@ -43,9 +43,10 @@ class Block(NamedTuple):
     )
 
 
-def limit(device: torch.device) -> int:
-    """Numbers of a block: what stays in a CPU's cache; on a GPU enough to repay the launches, and still 8 MiB."""
-    return BLOCK if device.type == "cpu" else 4 * BLOCK
+def limit(dtype: torch.dtype, backend: str) -> int:
+    """Numbers of a block. Plain torch holds several float64 ones at once; a kernel holds three, so they may be larger,
+    which repays launches and, on a CPU, the waits of torch's threads between products of matrices."""
+    return BLOCK if backend == "reference" or dtype == torch.float64 else 4 * BLOCK
 
 
 def row_slices(start: int, end: int, codes: int, size: int) -> Iterator[slice]:
@@ -113,7 +114,7 @@ def _rust_block(
 
 def each_block(head: Head, start: int, end: int, backend: str) -> Callable[[], Iterable[Block]]:
     """What walks over all blocks of rows `start..end`, as often as it is called; a single one is computed once."""
-    codes, size = head.codes.shape[0], limit(head.x.device)
+    codes, size = head.codes.shape[0], limit(head.x.dtype, backend)
     plan = [(r, c) for c in code_slices(codes) for r in row_slices(start, end, codes, size)]
     if len(plan) == 1:
         single = block(head, *plan[0], backend)

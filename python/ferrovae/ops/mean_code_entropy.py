@@ -49,9 +49,8 @@ def mean_code_entropy(
     return _operation(grouped, codes, scale, kernel_metric)[0].reshape(x.shape[:-2])
 
 
-def _batches(groups: int, rows: int, codes: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """First and last group of what is worked on together: groups whose rows fill a block, or one."""
-    size = _code_softmax.limit(device)
+def _batches(groups: int, rows: int, codes: int, size: int) -> Iterator[tuple[int, int]]:
+    """First and last group of what is worked on together: groups whose rows fill a block of `size`, or one."""
     widest = next(_code_softmax.row_slices(0, size, codes, size)).stop
     step = max(1, min(widest // rows, size // codes))
     for first in range(0, groups, step):
@@ -75,7 +74,7 @@ def _forward(x: Tensor, codebook: Tensor, temperature: Tensor, metric: str, back
     count = lse.isfinite().sum(2).clamp(min=1)
     for number in range(heads if rows else 0):
         head = Head(x[number], codes[number], bias[number], lse[number].reshape(-1), temperature, metric)
-        for first, last in _batches(groups, rows, codes.shape[1], x.device):
+        for first, last in _batches(groups, rows, codes.shape[1], _code_softmax.limit(x.dtype, backend)):
             blocks = _code_softmax.each_block(head, first * rows, last * rows, backend)
             mean = _mean(blocks(), last - first, codes.shape[1], count[number, first:last])
             entropy[number, first:last] = -torch.xlogy(mean, mean).sum(1)
@@ -111,7 +110,7 @@ def _backward(
     for number in range(heads if rows else 0):
         head = Head(x[number], codes[number], bias[number], lse[number].reshape(-1), temperature, metric)
         gradients = Gradients(head)
-        for first, last in _batches(groups, rows, codes.shape[1], x.device):
+        for first, last in _batches(groups, rows, codes.shape[1], _code_softmax.limit(x.dtype, backend)):
             blocks = _code_softmax.each_block(head, first * rows, last * rows, backend)
             mean = _mean(blocks(), last - first, codes.shape[1], known[number, first:last].sum(1).clamp(min=1))
             surprise = -torch.where(mean > 0, mean, 1.0).log().to(x.dtype)

@@ -36,6 +36,9 @@ pub struct ContinuousBernoulli;
 impl Density for ContinuousBernoulli {
     const NAME: &'static str = "continuous_bernoulli_log_prob";
     const COUNTS: bool = false;
+    const TWO: bool = false;
+    const PREPARES: bool = false;
+    const PREPARES_SLOPES: bool = false;
 
     #[inline(always)]
     fn parts<V: Lanes>(_: f64) -> Parts {

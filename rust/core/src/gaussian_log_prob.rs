@@ -12,6 +12,9 @@ pub struct Gaussian;
 impl Density for Gaussian {
     const NAME: &'static str = "gaussian_log_prob";
     const COUNTS: bool = false;
+    const TWO: bool = true;
+    const PREPARES: bool = false;
+    const PREPARES_SLOPES: bool = false;
 
     /// 1 / sigma, log sigma.
     #[inline(always)]

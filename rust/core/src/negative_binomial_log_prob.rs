@@ -18,6 +18,9 @@ pub struct NegativeBinomial;
 impl Density for NegativeBinomial {
     const NAME: &'static str = "negative_binomial_log_prob";
     const COUNTS: bool = true;
+    const TWO: bool = true;
+    const PREPARES: bool = true;
+    const PREPARES_SLOPES: bool = true;
 
     /// theta, its logarithm, three parts of [`ln_rising`], and what log p has below the lowest log theta.
     #[inline(always)]

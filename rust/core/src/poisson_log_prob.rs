@@ -10,6 +10,9 @@ pub struct Poisson;
 impl Density for Poisson {
     const NAME: &'static str = "poisson_log_prob";
     const COUNTS: bool = true;
+    const TWO: bool = false;
+    const PREPARES: bool = true;
+    const PREPARES_SLOPES: bool = false;
 
     #[inline(always)]
     fn parts<V: Lanes>(_: f64) -> Parts {

@@ -30,6 +30,12 @@ pub trait Density {
     const NAME: &'static str;
     /// Whether x are counts: [`Self::prepare`] is then given ln x!.
     const COUNTS: bool;
+    /// Whether there is a second parameter.
+    const TWO: bool;
+    /// Whether there is something to [`Self::prepare`]; else 0 stands for it.
+    const PREPARES: bool;
+    /// Whether there is something to [`Self::prepare_slopes`]; else 0 stands for it.
+    const PREPARES_SLOPES: bool;
 
     /// What depends on `second` alone: computed once for all rows that share it.
     fn parts<V: Lanes>(second: f64) -> Parts;
@@ -68,6 +74,16 @@ impl Operand<'_> {
 
     fn rows(&self) -> usize {
         self.numbers.len() / self.width.max(1)
+    }
+}
+
+impl<'a> Operand<'a> {
+    /// `length` columns from `column` on of row `row` of all, where they are whole rows of `f32`.
+    #[inline(always)]
+    fn single(&self, row: usize, column: usize, length: usize) -> Option<&'a [f32]> {
+        let Numbers::F32(numbers) = self.numbers else { return None };
+        let row = if self.rows() > row { row } else { row % self.rows() };
+        numbers.get(row * self.width + column..row * self.width + column + length).filter(|_| self.width >= length)
     }
 }
 
@@ -276,26 +292,37 @@ impl<D: Density> Kernel for Forward<'_, D> {
             let lanes = length.next_multiple_of(GROUP);
             let mut leader = start;
             while leader < end.min(start + period) {
-                xs.read(&x, leader, column, length);
-                seconds.read::<V, D>(&second, leader, column, length);
+                if D::PREPARES {
+                    xs.read(&x, leader, column, length);
+                    seconds.read::<V, D>(&second, leader, column, length);
+                }
                 if D::COUNTS {
                     ln_factorials::<V>(&xs.values[..lanes], length, &mut factorials[..lanes]);
                 }
                 let mut at = 0;
-                while at < lanes {
+                while D::PREPARES && at < lanes {
                     prepared[at] = D::prepare::<V>(xs.values[at], seconds.get(at), factorials[at]);
                     at += 1;
                 }
                 let mut row = leader;
                 while row < end {
-                    xs.read(&x, row, column, length);
                     seconds.read::<V, D>(&second, row, column, length);
-                    firsts.read(&first, row, column, length);
                     let mut at = 0;
-                    while at < lanes {
-                        let (x, first, second) = (xs.values[at], firsts.values[at], seconds.get(at));
-                        values[at] = D::log_prob::<V>(x, first, second, prepared[at]);
-                        at += 1;
+                    if let (Some(x), Some(first)) = (x.single(row, column, length), first.single(row, column, length)) {
+                        // most often: read where they are
+                        while at < length {
+                            let (x, first) = (f64::from(x[at]), f64::from(first[at]));
+                            values[at] = D::log_prob::<V>(x, first, seconds.get(at), prepared[at]);
+                            at += 1;
+                        }
+                    } else {
+                        xs.read(&x, row, column, length);
+                        firsts.read(&first, row, column, length);
+                        while at < lanes {
+                            let (x, first) = (xs.values[at], firsts.values[at]);
+                            values[at] = D::log_prob::<V>(x, first, seconds.get(at), prepared[at]);
+                            at += 1;
+                        }
                     }
                     totals[row - start] += sum(&mut values, length);
                     row += period;
@@ -362,10 +389,12 @@ impl<D: Density> Kernel for Backward<'_, D> {
             let lanes = length.next_multiple_of(GROUP);
             let mut leader = start;
             while leader < end.min(start + period) {
-                xs.read(&x, leader, column, length);
-                seconds.read::<V, D>(&second, leader, column, length);
+                if D::PREPARES_SLOPES {
+                    xs.read(&x, leader, column, length);
+                    seconds.read::<V, D>(&second, leader, column, length);
+                }
                 let mut at = 0;
-                while at < lanes {
+                while D::PREPARES_SLOPES && at < lanes {
                     prepared[at] = D::prepare_slopes::<V>(xs.values[at], seconds.get(at));
                     at += 1;
                 }
@@ -380,7 +409,9 @@ impl<D: Density> Kernel for Backward<'_, D> {
                         let (x, first, second) = (xs.values[at], firsts.values[at], seconds.get(at));
                         let slopes = D::slopes::<V>(x, first, second, prepared[at]);
                         d_first[at] = grad * slopes.0;
-                        d_second[at] = grad * slopes.1;
+                        if D::TWO {
+                            d_second[at] = grad * slopes.1;
+                        }
                         at += 1;
                     }
                     if let Some(out) = &mut self.first {
