@@ -9,7 +9,16 @@ import torch
 
 from ferrovae.bench.case import Case
 
-NAMES = ["categorical", "continuous_bernoulli", "gaussian", "negative_binomial", "poisson"]
+NAMES = [
+    "bernoulli",
+    "categorical",
+    "continuous_bernoulli",
+    "discretized_logistic",
+    "discretized_logistic_mixture",
+    "gaussian",
+    "negative_binomial",
+    "poisson",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -32,7 +32,7 @@ def cases(shape: dict[str, int], device: torch.device) -> Iterator[Case]:
         run = _forward if mode == "forward" else _full
         providers = {"ferrovae": run(ours, x, codebook)}
         if 4 * scores <= _MATRIX_LIMIT:
-            providers["eager torch"] = run(eager, x, codebook)
+            providers["eager"] = run(eager, x, codebook)
         providers["reference"] = run(reference, x, codebook)
         products = 1 if mode == "forward" else 4
         yield Case(

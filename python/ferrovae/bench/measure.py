@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import median, quantiles
 
-from ferrovae.bench.machine import machine
-
-__all__ = ["Call", "Sample", "Timing", "calls_for", "interleaved", "machine", "on_cpu", "on_gpu"]
+__all__ = ["Call", "Sample", "Timing", "calls_for", "interleaved", "on_cpu", "on_gpu"]
 
 Call = Callable[[], object]
 Sample = Callable[[Call, int], tuple[float, float]]

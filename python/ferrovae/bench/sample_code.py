@@ -30,7 +30,7 @@ def cases(shape: dict[str, int], device: torch.device) -> Iterator[Case]:
     for temperature in (1.0, 0.02):
         providers = {"ferrovae": _provider(ours, x, codebook, temperature)}
         if 4 * rows * codes <= _MATRIX_LIMIT:
-            providers["eager torch"] = _provider(eager, x, codebook, temperature)
+            providers["eager"] = _provider(eager, x, codebook, temperature)
             providers["multinomial"] = _provider(multinomial, x, codebook, temperature)
         providers["reference"] = _provider(reference, x, codebook, temperature)
         yield Case(
