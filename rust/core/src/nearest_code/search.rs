@@ -57,7 +57,7 @@ unsafe fn search_avx512(head: &Head, prepared: &Prepared, x: &[f32], count: usiz
     unsafe { search_with::<super::vector::Avx512, 8>(head, prepared, x, count, out) }
 }
 
-/// Codes of a group of the level's kernel: how [`Prepared`] packs them.
+/// Codes of a group of the level's kernel: how [`Prepared`] packs them, side by side.
 pub(crate) fn lanes(level: Level) -> usize {
     if level == Level::Avx512 { 8 } else { 4 }
 }
@@ -83,7 +83,7 @@ unsafe fn search_with<T: Vector, const CODES: usize>(
     let width = SPAN * T::LANES;
     let groups = prepared.bias.len() / CODES;
     let step = (BLOCK / (dims * CODES)).max(1);
-    let most = (CHUNK / (dims * width)).clamp(1, MOST_TILES).min((x.len() / dims).div_ceil(width));
+    let most = (CHUNK / (dims * width)).clamp(1, MOST_TILES).min((x.len() / dims).div_ceil(width)).max(1);
     let mut packed = vec![0.0; most * dims * width];
     let mut errors = vec![[0.0; MOST_ROWS]; most];
     // SAFETY: the caller's promise.

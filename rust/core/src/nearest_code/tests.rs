@@ -155,6 +155,18 @@ fn distances_are_the_metric() {
 }
 
 #[test]
+fn a_run_of_no_rows_is_searched_at_every_level() {
+    let codebook = noise(10 * 3, 18, 1.0, 0.0);
+    for level in simd::available() {
+        let prepared = Prepared::new(Metric::Dot, &codebook, 3, search::lanes(level));
+        assert!(prepared.is_some());
+        let head = Head { metric: Metric::Dot, codebook: &codebook, dims: 3, prepared };
+        search::search(level, &head, &[], 1, &mut []);
+        search::search(level, &head, &[], 2, &mut []);
+    }
+}
+
+#[test]
 fn wrong_lengths_are_errors() {
     let mut out = [0; 2];
     assert!(nearest_code(&[0.0_f32; 5], &[0.0; 4], shape(2, 2, 2), Metric::Dot, &mut out, 1).is_err());
