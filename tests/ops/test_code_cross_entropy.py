@@ -65,6 +65,7 @@ def test_what_is_not_finite_has_no_gradient() -> None:
     assert of_temperature.isfinite()
 
 
+@pytest.mark.slow
 def test_compiled_once_for_all_batch_sizes() -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
 

@@ -209,6 +209,18 @@ def test_exported() -> None:
     torch.testing.assert_close(program.module()(other), layer(other))
 
 
+def test_vmap() -> None:
+    x, codebook, temperatures = torch.randn(3, 5, 4), torch.randn(3, 6, 4), torch.tensor([0.5, 1.0, 2.0])
+    rows = torch.vmap(lambda rows: code_logsumexp(rows, codebook[0]))(x)
+    torch.testing.assert_close(rows, code_logsumexp(x, codebook[0]))
+    heads = torch.vmap(code_logsumexp, in_dims=(1, 0))(x.transpose(0, 1), codebook)
+    torch.testing.assert_close(heads, code_logsumexp(x, codebook))
+    codes = torch.vmap(code_logsumexp, in_dims=(None, 0))(x[0], codebook)
+    torch.testing.assert_close(codes, code_logsumexp(x[:1].expand(3, 5, 4), codebook))
+    scaled = torch.vmap(lambda t: code_logsumexp(x[0], codebook[0], t))(temperatures)
+    torch.testing.assert_close(scaled, torch.stack([code_logsumexp(x[0], codebook[0], t) for t in temperatures]))
+
+
 def test_checkpointed() -> None:
     x, codebook = torch.randn(5, 4, requires_grad=True), torch.randn(6, 4)
     plain = torch.autograd.grad(code_logsumexp(x, codebook).sum(), x)[0]

@@ -106,6 +106,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.ferrovae.expected_code.default, (*leaves, temperature, "euclidean", "auto"))
 
 
+@pytest.mark.slow
 def test_compiled_once_for_all_batch_sizes() -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
 

@@ -103,6 +103,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.ferrovae.mean_code_entropy.default, (*leaves, "euclidean", "auto"))
 
 
+@pytest.mark.slow
 def test_compiled_once_for_all_batch_sizes() -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ferrovae.ops import _code_softmax, _codes, _triton
 from ferrovae.ops._code_softmax import Gradients, Head
-from ferrovae.ops._registry import Kernel, Operation
+from ferrovae.ops._registry import Kernel, Operation, library
 from ferrovae.ops.nearest_code import Metric
 
 
@@ -158,5 +158,40 @@ def _scores(x: Tensor, codes: Tensor, temperature: Tensor, metric: str) -> Tenso
     return -torch.where(apart, torch.where(apart, square, 1.0).sqrt(), 0.0) / temperature
 
 
+def _batched(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    x: Tensor,
+    codebook: Tensor,
+    temperature: Tensor,
+    metric: str,
+    backend: str,
+) -> tuple[Tensor, int]:
+    """vmap: a batch of rows is more rows of each head, a batch of codebooks is more heads."""
+    of_x, of_codes, of_temperature = in_dims[:3]
+    if of_temperature is not None:
+        results = [
+            _operation(
+                *(
+                    v if d is None else v.select(d, i)
+                    for v, d in zip((x, codebook, temperature), in_dims[:3], strict=True)
+                ),
+                metric,
+                backend=backend,
+            )
+            for i in range(info.batch_size)
+        ]
+        return torch.stack(results), 0
+    x = x.expand(info.batch_size, *x.shape) if of_x is None else x.movedim(of_x, 0)
+    batch, heads, rows, dims = x.shape
+    if of_codes is None:
+        flat = x.transpose(0, 1).reshape(heads, batch * rows, dims)
+        return _operation(flat, codebook, temperature, metric, backend=backend).view(heads, batch, rows), 1
+    codes = codebook.movedim(of_codes, 0).flatten(0, 1)
+    flat = x.reshape(batch * heads, rows, dims)
+    return _operation(flat, codes, temperature, metric, backend=backend).view(batch, heads, rows), 0
+
+
 _operation.register_autograd(_differentiate, _save)
+torch.library.register_vmap("ferrovae::code_logsumexp", _batched, lib=library)
 _gradient.register_autograd(_differentiate_twice, _save_twice)
