@@ -51,12 +51,7 @@ pub fn discretized_logistic_log_prob(data: Logistics, out: &mut [f32], threads: 
 }
 
 /// [`discretized_logistic_log_prob`] at a level of one's own choice.
-pub fn discretized_logistic_log_prob_at(
-    level: Level,
-    data: Logistics,
-    out: &mut [f32],
-    threads: usize,
-) -> Result<()> {
+pub fn discretized_logistic_log_prob_at(level: Level, data: Logistics, out: &mut [f32], threads: usize) -> Result<()> {
     check(data.x.len(), data.mean.len(), data.log_scale.len(), data.levels, data.columns, out.len())?;
     let mut rest = out;
     let tasks = pieces(rest.len(), data.columns, threads).map(|rows| {

@@ -12,7 +12,7 @@ mod portable;
 
 use std::sync::OnceLock;
 
-pub use exp::{exp, exp_negative_abs};
+pub use exp::{exp, exp_m1_negative_abs, exp_negative_abs};
 pub use lanes::{Kernel, Lanes};
 
 /// Instruction sets with a kernel of their own, slowest first. All give the same results, to rounding.

@@ -21,7 +21,10 @@ fn noise(seed: u32, count: usize) -> Vec<f32> {
 /// The levels of a row, edges among them.
 fn on_levels(seed: u32, count: usize, levels: usize) -> Vec<f32> {
     let top = levels as f32 - 1.0;
-    noise(seed, count).iter().map(|x| (2.0 * ((x * 1.2 + 1.0) * top / 2.0).round().clamp(0.0, top) - top) / top).collect()
+    noise(seed, count)
+        .iter()
+        .map(|x| (2.0 * ((x * 1.2 + 1.0) * top / 2.0).round().clamp(0.0, top) - top) / top)
+        .collect()
 }
 
 fn row(level: Level, x: &[f32], mean: &[f32], log_scale: &[f32], levels: usize) -> f32 {
@@ -126,7 +129,8 @@ fn gradients_are_accurate_on_every_level_and_thread_count() {
     for columns in [1, 15, 16, 17, 790, 1000] {
         for (spread, shift) in [(0.02, -7.0), (0.3, -3.0), (1.0, 0.0), (5.0, 3.0)] {
             let x = on_levels(columns as u32, columns, 256);
-            let mean: Vec<f32> = noise(3, 200 * columns).iter().enumerate().map(|(i, e)| x[i % columns] + spread * e).collect();
+            let mean: Vec<f32> =
+                noise(3, 200 * columns).iter().enumerate().map(|(i, e)| x[i % columns] + spread * e).collect();
             let log_scale: Vec<f32> = noise(5, 200 * columns).iter().map(|e| shift + e).collect();
             let grad: Vec<f32> = noise(6, 200).iter().map(|e| 2.0 + e).collect();
             let (x64, mean64, log_scale64, grad64) = (wide(&x), wide(&mean), wide(&log_scale), wide(&grad));
@@ -143,7 +147,10 @@ fn gradients_are_accurate_on_every_level_and_thread_count() {
                     discretized_logistic_log_prob_backward_at(level, data, &grad, out, threads).unwrap();
                     for (index, (&ours, &truth)) in mean.iter().zip(&d_mean).enumerate() {
                         let rate = (-log_scale64[index]).exp();
-                        assert!((f64::from(ours) - truth).abs() < 3e-6 * rate, "{level:?} {shift}: {ours}, not {truth}");
+                        assert!(
+                            (f64::from(ours) - truth).abs() < 3e-6 * rate,
+                            "{level:?} {shift}: {ours}, not {truth}"
+                        );
                     }
                     for (&ours, truth) in log_scale.iter().zip(&d_log_scale) {
                         let error = (f64::from(ours) - truth).abs();

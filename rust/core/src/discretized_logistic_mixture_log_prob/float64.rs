@@ -36,8 +36,7 @@ impl Mixture<'_, f64> {
     fn component(&self, image: usize, pixel: usize, n: [f64; CHANNELS], m: usize) -> Component {
         let (at, top) = (|channel| self.at(image, pixel, channel, m), self.levels as f64 - 1.0);
         let coefficients = [0, 1, 2].map(|which| self.coefficients[at(which)].tanh());
-        let before =
-            [0.0, coefficients[0] * n[0], coefficients[1] * n[0] + coefficients[2] * n[1]];
+        let before = [0.0, coefficients[0] * n[0], coefficients[1] * n[0] + coefficients[2] * n[1]];
         let masses = [0, 1, 2].map(|channel| {
             let distance = (-self.means[at(channel)]).mul_add(top, n[channel]) - before[channel];
             let log_scale = self.log_scales[at(channel)];

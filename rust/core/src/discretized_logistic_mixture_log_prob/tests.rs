@@ -129,9 +129,8 @@ fn a_component_that_is_impossible_does_not_count() {
         data.0[0][..33].fill(0.0);
         discretized_logistic_mixture_log_prob_at(level, data.view(), &mut out, 1).unwrap();
         assert!(out[0].is_finite(), "{level:?}: {}", out[0]);
-        let slopes = gradients(sizes, |to| {
-            discretized_logistic_mixture_log_prob_backward_at(level, data.view(), &[1.0], to, 1)
-        });
+        let slopes =
+            gradients(sizes, |to| discretized_logistic_mixture_log_prob_backward_at(level, data.view(), &[1.0], to, 1));
         assert!(slopes.iter().flatten().all(|slope| slope.is_finite()), "{level:?}");
         data.0[2][..33].fill(f32::INFINITY);
         discretized_logistic_mixture_log_prob_at(level, data.view(), &mut out, 1).unwrap();
