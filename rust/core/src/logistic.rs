@@ -14,7 +14,7 @@ mod float64;
 
 pub use float64::{Mass, level, mass};
 
-use crate::simd::{Lanes, exp, exp_negative_abs};
+use crate::simd::{Lanes, exp, exp_m1_negative_abs, exp_negative_abs};
 
 /// The product of a level's factors is below 2^2.67: so many of them fit an `f32`, and so many an `f64`.
 pub const PER_LANE: usize = 47;
@@ -22,6 +22,11 @@ pub const PER_LANE: usize = 47;
 pub const IN_ALL: usize = 383;
 /// Adding and subtracting it rounds to an integer.
 const ROUND: f32 = 12_582_912.0;
+/// Scales beyond the nearer end, within a level, at which its mass is 1.
+const DEEPEST: f32 = -20.0;
+/// Logarithm of a scale from which on the mass shrinks in proportion to 1 / s.
+const WIDEST: f32 = 20.0;
+const RATE_OF_WIDEST: f32 = 2.061_153_6e-9;
 /// (t / (1 - exp(-t)) - 1 - t / 2) / t^2 = C0 + C1 t^2 + ...: the Bernoulli numbers; off by 2e-8 at t = 1.
 const C: [f32; 4] = [1.0 / 12.0, -1.0 / 720.0, 1.0 / 30_240.0, -1.0 / 1_209_600.0];
 
@@ -53,8 +58,17 @@ impl<V: Lanes> Levels<V> {
     pub fn cell(&self, x: V) -> Cell<V> {
         let level = x.mul_add(self.half_top, self.half_top).at_least(V::splat(0.0)).at_most(self.top);
         let level = level.add(V::splat(ROUND)).sub(V::splat(ROUND));
-        let beneath = level.sub(self.top);
-        Cell { above_lowest: level, below_highest: beneath, inside: level.mul(beneath), n: level.add(beneath) }
+        let (beneath, one) = (level.sub(self.top), V::splat(1.0));
+        let inside = level.mul(beneath);
+        let (not_lowest, not_highest) = (one.where_nonzero(level), one.where_nonzero(beneath));
+        Cell {
+            n: level.add(beneath),
+            above_lowest: level,
+            below_highest: beneath,
+            inside,
+            edge: one.sub(one.where_nonzero(inside)),
+            signs: [not_lowest.add(not_lowest).sub(one), one.sub(not_highest.add(not_highest))],
+        }
     }
 
     /// x of a cell.
@@ -67,6 +81,33 @@ impl<V: Lanes> Levels<V> {
     #[inline(always)]
     pub fn distance(&self, n: V, mean: V) -> V {
         V::splat(0.0).sub(mean).mul_add_exact(self.top, n)
+    }
+
+    /// The mass of a level that is `distance` half levels from the mean: to 1e-6 of itself rather than of its
+    /// logarithm, for a quarter less work than [`Levels::parts`].
+    ///
+    /// With u the distance of the nearer end from the mean in scales, negative when the mean is within, and e =
+    /// exp(-|u|), the mass is e (1 - exp(-t)) / ((1 + e) (1 + e exp(-t))), or where u is negative
+    /// e (1 - exp(-t)) / ((1 + e) (e + exp(-t))); at an edge it is 1 / (1 + exp(u)).
+    #[inline(always)]
+    pub fn quotient(&self, cell: &Cell<V>, distance: V, log_scale: V) -> Quotient<V> {
+        let (zero, one) = (V::splat(0.0), V::splat(1.0));
+        let scaled = exp(zero.sub(log_scale)).mul(self.inverse_top);
+        let size = distance.mul(cell.signs[0]).at_least(distance.mul(cell.signs[1]));
+        let near = size.sub(one).mul(scaled);
+        // Deeper within, the mass is 1 to rounding.
+        let depth = near.at_least(V::splat(DEEPEST));
+        let e = exp_negative_abs(depth);
+        let narrowest = scaled.at_least(self.inverse_top.mul(V::splat(RATE_OF_WIDEST)));
+        let missing = exp_m1_negative_abs(narrowest.add(narrowest));
+        let beyond = log_scale.sub(V::splat(WIDEST)).at_least(zero);
+        let outside = near.step();
+        let rest = missing.add(one).mul_add(e.at_least(one.sub(outside)), e.at_least(outside));
+        Quotient {
+            linear: depth.at_most(zero).sub(beyond).where_nonzero(cell.inside).sub(near.at_least(zero)),
+            numerator: zero.sub(missing).where_nonzero(cell.inside).add(cell.edge),
+            denominator: e.add(one).mul(rest.where_nonzero(cell.inside).add(cell.edge)),
+        }
     }
 
     /// The parts of the mass within the cell, of which `lower` and `upper` are the ends.
@@ -115,6 +156,23 @@ pub struct Cell<V> {
     above_lowest: V,
     below_highest: V,
     inside: V,
+    /// 1 at the lowest and the highest level, else 0.
+    edge: V,
+    /// The larger product of the distance with these is its size, but the distance that counts at the edges.
+    signs: [V; 2],
+}
+
+/// A mass as a quotient: mass = exp(`linear`) `numerator` / `denominator`.
+///
+/// Three of them fit an `f32` each: numerators are from 1e-11 to 1, denominators from 1e-9 to 4.
+#[derive(Clone, Copy)]
+pub struct Quotient<V> {
+    /// From -infinity to 0.
+    pub linear: V,
+    /// 1 - exp(-t), or what is left of it beyond `WIDEST`.
+    pub numerator: V,
+    /// See [`Levels::quotient`].
+    pub denominator: V,
 }
 
 /// A mass in parts: log mass = linear - log((1 + `of_a`) (1 + `of_b`) (1 + `of_width`)).

@@ -14,7 +14,7 @@ pub mod special;
 
 use std::sync::OnceLock;
 
-pub use exp::{exp, exp_negative_abs};
+pub use exp::{exp, exp_m1_negative_abs, exp_negative_abs};
 pub use lanes::{Kernel, Lanes};
 pub use peak::multiply_add_peak;
 

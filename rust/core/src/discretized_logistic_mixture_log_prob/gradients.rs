@@ -75,7 +75,7 @@ impl Kernel for Backward<'_> {
     fn run<V: Lanes>(mut self) {
         let (data, levels) = (self.data, Levels::<V>::new(self.data.levels));
         let mut scores = vec![0.0; data.components * V::COUNT];
-        let mut growths = scores.clone();
+        let mut ratios = scores.clone();
         let mut slopes = vec![0.0; data.components * PARAMETERS * V::COUNT];
         for image in self.share.images.clone() {
             let mut pixel = self.share.pixels.start;
@@ -88,17 +88,17 @@ impl Kernel for Backward<'_> {
                     let score = one.logit.add(one.linear);
                     most = [most[0].at_least(one.logit), most[1].at_least(score)];
                     score.store(&mut scores, m * V::COUNT);
-                    one.growth.store(&mut growths, m * V::COUNT);
+                    V::splat(1.0).div(one.growth.add(V::splat(1.0))).store(&mut ratios, m * V::COUNT);
                     keep(&one.slopes(&levels, &pixels), &mut slopes[m * PARAMETERS * V::COUNT..]);
                     m += 1;
                 }
-                let sums = mixed(&pixels, &scores, &growths, most, &data);
+                let sums = mixed(&pixels, &scores, &ratios, most, &data);
                 let grad = V::splat(self.grad[image]);
                 let mut m = 0;
                 while m < data.components {
                     let own = V::load(&scores, m * V::COUNT).sub(most[1]);
-                    let growth = V::load(&growths, m * V::COUNT).add(V::splat(1.0));
-                    let share = exp(own).div(growth).div(sums[0]);
+                    let ratio = V::load(&ratios, m * V::COUNT);
+                    let share = exp(own).mul(ratio).div(sums[0]);
                     let weight = exp(pixels.logit(&data, m).sub(most[0])).div(sums[1]);
                     let values = &mut slopes[m * PARAMETERS * V::COUNT..(m + 1) * PARAMETERS * V::COUNT];
                     share.sub(weight).store(values, 0);
