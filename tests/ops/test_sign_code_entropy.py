@@ -93,15 +93,6 @@ def test_values_and_gradients_against_all_codes(
         torch.testing.assert_close(slope.double(), due, rtol=step, atol=step * inv_temperature * scale / rows)
 
 
-@pytest.mark.parametrize("bits", [1, 6, 7])
-def test_the_mean_distribution(backend: str, bits: int) -> None:
-    x, mask = torch.randn(30, bits) / 10, torch.rand(30) < 0.5
-    ours = sign_code_mean(x.view(5, 6, bits), 10.0, 0.5, mask=mask.view(5, 6))
-    assert ours.shape == (2**bits,)
-    assert_close(ours, distributions(x, 10.0, 0.5)[mask].mean(0), 1e-6)
-    assert_close(sign_code_mean(x, 10.0).sum(), torch.ones(()), 1e-6)
-
-
 def test_bits_against_mpmath(backend: str) -> None:
     x = torch.tensor([0.0, 1e-4, -0.03, 0.5, -2.0, 8.0, 40.0], dtype=torch.float64)
     with mpmath.workdps(200):
@@ -353,8 +344,3 @@ X = torch.randn(3, 4)
 def test_errors_name_the_argument(arguments: tuple, options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^sign_code_entropy: {message}"):
         sign_code_entropy(*arguments, **options)
-
-
-def test_a_distribution_has_at_most_eighteen_bits() -> None:
-    with pytest.raises(ValueError, match=r"^sign_code_mean: x is \(2, 19\), expected \(..., d\) with 1 <= d <= 18"):
-        sign_code_mean(torch.zeros(2, 19))
