@@ -10,7 +10,6 @@ import torch
 pytest.importorskip("triton")
 
 from ferrovae.kernels.configurations import TABLE, architecture, tiles
-
 from ferrovae.kernels.nearest_code import tiles as nearest_code_tiles
 
 FIELDS = {"BLOCK_N", "BLOCK_K", "BLOCK_D", "num_warps", "num_stages"}

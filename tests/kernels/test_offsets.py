@@ -7,8 +7,9 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from ferrovae.kernels.offsets import element
 from triton import language as tl
+
+from ferrovae.kernels.offsets import element
 
 
 @triton.jit
