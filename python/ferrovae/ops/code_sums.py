@@ -131,8 +131,9 @@ def _rust_kernel(x: Tensor, indices: Tensor, weights: Tensor | None, num_codes: 
     x, indices = x.contiguous(), indices.contiguous()
     weights = None if weights is None else weights.double().contiguous()
     heads, rows, dims = x.shape
-    sums = torch.empty((heads, num_codes, dims), dtype=_result_dtype(x))
-    counts = torch.empty((heads, num_codes), dtype=sums.dtype)
+    # Zeros that the system gives: of a large codebook, only the codes that are used are ever written.
+    sums = torch.zeros((heads, num_codes, dims), dtype=_result_dtype(x))
+    counts = torch.zeros((heads, num_codes), dtype=sums.dtype)
     dtype = str(x.dtype).removeprefix("torch.")
     spans = _rust.span(x), _rust.span(indices), None if weights is None else _rust.span(weights)
     sizes = (heads, rows, num_codes, dims)

@@ -36,7 +36,8 @@ pub struct Shape {
     pub dims: usize,
 }
 
-/// Writes sums and counts, each a total in `f64` given to `round`. Index -1 skips a row, and so does a number in the
+/// Writes sums and counts, which hold zeros, each a total in `f64` given to `round`: what belongs to no row is left as
+/// it is, so that the memory of a large codebook is not touched for a few rows. Index -1 skips a row, and so does a number in the
 /// row or its weight that is not finite; an index outside -1..K is an error.
 pub fn code_sums<X: Element, O: Copy + Send>(
     x: &[X],
@@ -86,11 +87,6 @@ pub fn code_sums_at<X: Element, O: Copy + Send>(
         tasks.push(move || simd::run(level, piece));
         first = end;
     }
-    if tasks.is_empty() {
-        sums.fill(round(0.0));
-        counts.fill(round(0.0));
-        return Ok(());
-    }
     let parts: Vec<Part> = threads::run(tasks).into_iter().flatten().collect();
     for parts in parts.chunk_by(|one, next| one.code == next.code) {
         let code = parts[0].code;
@@ -110,12 +106,15 @@ fn sort(indices: &[i64], shape: Shape) -> Result<(Vec<usize>, Vec<u32>)> {
     let mut ends = vec![0; shape.heads * shape.codes + 1];
     for (head, indices) in indices.chunks(shape.rows.max(1)).enumerate() {
         let ends = &mut ends[head * shape.codes..][1..=shape.codes];
-        for (row, &index) in indices.iter().enumerate() {
-            match usize::try_from(index) {
-                Ok(code) if code < shape.codes => ends[code] += 1,
-                _ if index == -1 => {}
-                _ => return Err(outside(index, head, row, shape)),
+        let mut row = 0;
+        // Equal neighbours are counted together: a hot code would make each addition wait for the one before.
+        for run in indices.chunk_by(|one, next| one == next) {
+            match usize::try_from(run[0]) {
+                Ok(code) if code < shape.codes => ends[code] += run.len(),
+                _ if run[0] == -1 => {}
+                _ => return Err(outside(run[0], head, row, shape)),
             }
+            row += run.len();
         }
     }
     let mut total = 0;
@@ -125,11 +124,18 @@ fn sort(indices: &[i64], shape: Shape) -> Result<(Vec<usize>, Vec<u32>)> {
     }
     let offsets = ends.clone();
     let mut order = vec![0; total];
-    for (row, &index) in indices.iter().enumerate() {
-        if let Ok(code) = usize::try_from(index) {
-            let next = &mut ends[row / shape.rows * shape.codes + code];
-            order[*next] = row as u32;
-            *next += 1;
+    for (head, indices) in indices.chunks(shape.rows.max(1)).enumerate() {
+        let (ends, mut row) = (&mut ends[head * shape.codes..], (head * shape.rows) as u32);
+        for run in indices.chunk_by(|one, next| one == next) {
+            if let Ok(code) = usize::try_from(run[0]) {
+                for slot in &mut order[ends[code]..ends[code] + run.len()] {
+                    *slot = row;
+                    row += 1;
+                }
+                ends[code] += run.len();
+            } else {
+                row += run.len() as u32;
+            }
         }
     }
     Ok((offsets, order))
@@ -175,7 +181,7 @@ impl<X: Element, O: Copy> Kernel for Piece<'_, X, O> {
         while code < self.codes.end {
             let (start, end) = (self.offsets[code], self.offsets[code + 1]);
             if start == end || start / CHUNK == (end - 1) / CHUNK {
-                if code >= self.codes.start {
+                if code >= self.codes.start && start < end {
                     let count = self.rows.add(start..end, &mut sums);
                     let at = code - self.codes.start;
                     self.counts[at] = (self.round)(count);

@@ -6,6 +6,8 @@ use super::Element;
 
 /// Columns that are summed in registers in one pass over the rows.
 const BLOCK: usize = 64;
+/// Numbers of the rows that are gone through together where they are wider than that.
+const NEAR: usize = 4096;
 /// Rows that memory is asked for in advance: they lie anywhere, which no processor foresees.
 const AHEAD: usize = 16;
 
@@ -43,31 +45,45 @@ impl<X: Element> Rows<'_, X> {
 
     #[inline(always)]
     fn add_all(&self, positions: Range<usize>, sums: &mut [f64]) -> f64 {
-        let mut column = 0;
-        while column + BLOCK <= self.dims {
-            self.columns::<BLOCK>(&positions, column, sums);
-            column += BLOCK;
-        }
-        while column + BLOCK / 4 <= self.dims {
-            self.columns::<{ BLOCK / 4 }>(&positions, column, sums);
-            column += BLOCK / 4;
-        }
-        while column + BLOCK / 16 <= self.dims {
-            self.columns::<{ BLOCK / 16 }>(&positions, column, sums);
-            column += BLOCK / 16;
-        }
-        while column < self.dims {
-            self.columns::<1>(&positions, column, sums);
-            column += 1;
+        sums.fill(0.0);
+        // Wide rows some at a time, so that they are still in the first-level cache for their next columns.
+        let some = if self.dims <= BLOCK { positions.len() } else { (NEAR / self.dims).max(1) };
+        let mut at = positions.start;
+        while at < positions.end {
+            let end = positions.end.min(at + some);
+            self.add_some(&(at..end), sums);
+            at = end;
         }
         let Some(weights) = self.weights else { return positions.len() as f64 };
         self.order[positions].iter().fold(0.0, |sum, &row| sum + weights[row as usize])
     }
 
-    /// The sums of `COUNT` columns.
+    #[inline(always)]
+    fn add_some(&self, positions: &Range<usize>, sums: &mut [f64]) {
+        let mut column = 0;
+        while column + BLOCK <= self.dims {
+            self.columns::<BLOCK>(positions, column, sums);
+            column += BLOCK;
+        }
+        while column + BLOCK / 4 <= self.dims {
+            self.columns::<{ BLOCK / 4 }>(positions, column, sums);
+            column += BLOCK / 4;
+        }
+        while column + BLOCK / 16 <= self.dims {
+            self.columns::<{ BLOCK / 16 }>(positions, column, sums);
+            column += BLOCK / 16;
+        }
+        while column < self.dims {
+            self.columns::<1>(positions, column, sums);
+            column += 1;
+        }
+    }
+
+    /// Adds `COUNT` columns to their sums.
     #[inline(always)]
     fn columns<const COUNT: usize>(&self, positions: &Range<usize>, column: usize, sums: &mut [f64]) {
         let mut totals = [0.0; COUNT];
+        totals.copy_from_slice(&sums[column..column + COUNT]);
         let mut at = positions.start;
         while at < positions.end {
             if at + AHEAD < self.order.len() {

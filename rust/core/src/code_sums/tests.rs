@@ -31,8 +31,8 @@ fn run<X: Element>(
     shape: Shape,
     threads: usize,
 ) -> (Vec<f64>, Vec<f64>) {
-    let mut sums = vec![f64::NAN; shape.heads * shape.codes * shape.dims];
-    let mut counts = vec![f64::NAN; shape.heads * shape.codes];
+    let mut sums = vec![0.0; shape.heads * shape.codes * shape.dims];
+    let mut counts = vec![0.0; shape.heads * shape.codes];
     code_sums_at(level, x, indices, weights, shape, |v| v, &mut sums, &mut counts, threads).unwrap();
     (sums, counts)
 }
