@@ -60,7 +60,9 @@ def test_training_raises_the_elbo_and_leaves_a_whole_run(tmp_path: Path) -> None
     records = read_metrics(run_dir)
     validation = [record for record in records if record["split"] == "validation"]
     assert len(validation) == 12
-    assert validation[-1]["elbo"] > validation[0]["elbo"] + 1
+    elbos = [record["elbo"] for record in validation]
+    assert elbos == sorted(elbos)  # at every validation, though the start at the mean image leaves less to gain
+    assert elbos[-1] > elbos[0] + 1.5
     for record in records:
         assert record["elbo"] == pytest.approx(record["reconstruction"] - record["kl"], rel=1e-5)
     assert validation[-1]["loss"] == pytest.approx(-validation[-1]["elbo"], rel=1e-5)

@@ -33,6 +33,8 @@ _TARGETS = {
     (8192, 8192, 256): {"faiss": 1.1, "addmm + argmin": 1.9},
     (4096, 262144, 18): {"faiss": 5.0},
 }
+# Of the measured peak of multiply-adds, with one thread.
+_ROOF_TARGETS = {(8192, 1024, 64): 0.75, (4800, 1024, 128): 0.80, (8192, 8192, 256): 0.85}
 _MATRIX_LIMIT = 2**30  # bytes of N x K that a provider may hold
 _CHECKED_ROWS = 256
 
@@ -60,6 +62,7 @@ def cases(shape: dict[str, int], device: torch.device) -> Iterator[Case]:
             variant="one thread" if device.type == "cpu" and threads == 1 else "",
             work=work,
             targets=_TARGETS.get((rows, codes, dims), {}) if threads == 2 else {},
+            roof_target=_ROOF_TARGETS.get((rows, codes, dims)) if device.type == "cpu" and threads == 1 else None,
             memory_limit=2**26,
             threads=threads,
             heavy=work.flops > 2e10,

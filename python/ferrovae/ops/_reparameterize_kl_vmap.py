@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ferrovae.ops._registry import Operation, library
+from ferrovae.ops._registry import Operation
 
 _Folded = tuple[list[Tensor | None], int]
 
@@ -64,8 +64,8 @@ def register(forward: Operation, backward: Operation, tensors: int) -> None:
         results = *(g.unflatten(0, (size, examples)) for g in of_moments), *of_prior
         return results, (0,) * len(results)
 
-    torch.library.register_vmap(f"ferrovae::{forward.name}", forward_rule, lib=library)
-    torch.library.register_vmap(f"ferrovae::{backward.name}", backward_rule, lib=library)
+    forward.register_vmap(forward_rule)
+    backward.register_vmap(backward_rule)
 
 
 def _front(inputs: list[Any], dims: tuple[int | None, ...], size: int, tensors: int) -> tuple[list[Any], list[Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ferrovae.ops._registry import library
+from ferrovae.ops._registry import operations
 
 
 def _folded(value: Tensor, mapped: int | None, size: int, into: int) -> Tensor:
@@ -43,5 +43,5 @@ def _backward(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple
 
 def register_vmap() -> None:
     """Register both rules; the operations are defined by now."""
-    torch.library.register_vmap("ferrovae::residual_nearest_code", _forward, lib=library)
-    torch.library.register_vmap("ferrovae::residual_nearest_code_backward", _backward, lib=library)
+    operations["residual_nearest_code"].register_vmap(_forward)
+    operations["residual_nearest_code_backward"].register_vmap(_backward)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ferrovae.ops import _code_softmax, _codes, _triton
 from ferrovae.ops._code_softmax import Gradients, Head
-from ferrovae.ops._registry import Kernel, Operation, library
+from ferrovae.ops._registry import Kernel, Operation
 from ferrovae.ops.nearest_code import Metric
 
 
@@ -193,5 +193,5 @@ def _batched(
 
 
 _operation.register_autograd(_differentiate, _save)
-torch.library.register_vmap("ferrovae::code_logsumexp", _batched, lib=library)
+_operation.register_vmap(_batched)
 _gradient.register_autograd(_differentiate_twice, _save_twice)

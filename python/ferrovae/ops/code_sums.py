@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ferrovae.ops import _checks, _rust, _triton
-from ferrovae.ops._registry import Kernel, Operation, library
+from ferrovae.ops._registry import Kernel, Operation
 
 _DTYPES = frozenset(_checks.FLOATS)
 
@@ -205,4 +205,4 @@ def _batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tu
 
 
 _operation.register_autograd(_differentiate, _save)
-torch.library.register_vmap("ferrovae::code_sums", _batched, lib=library)
+_operation.register_vmap(_batched)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ferrovae.ops import _checks, _rust, _triton
 from ferrovae.ops._nearest_code_rounded import PRECISIONS, nearest_code_rounded
 from ferrovae.ops._nearest_code_vmap import nearest_code_vmap
-from ferrovae.ops._registry import Kernel, Operation, library
+from ferrovae.ops._registry import Kernel, Operation
 from ferrovae.ops.nearest_code_distances import DTYPES, METRICS, nearest_code_distances
 
 Metric = Literal["euclidean", "sqeuclidean", "cosine", "dot"]
@@ -197,4 +197,4 @@ _operation = Operation(
     rust=Kernel(_rust_kernel, DTYPES),
     triton=Kernel(_triton_kernel, DTYPES - {torch.float64}),
 )
-torch.library.register_vmap(_operation.overload, nearest_code_vmap(_operation.overload), lib=library)
+_operation.register_vmap(nearest_code_vmap(_operation.overload))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ferrovae.ops import _rust, _triton
 from ferrovae.ops._nearest_code_vmap import nearest_code_vmap
-from ferrovae.ops._registry import Kernel, Operation, library
+from ferrovae.ops._registry import Kernel, Operation
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 METRICS = ("euclidean", "sqeuclidean", "cosine", "dot")
@@ -131,4 +131,4 @@ _operation = Operation(
     triton=Kernel(_triton_kernel, DTYPES),
 )
 _operation.register_autograd(_backward, _setup_context)
-torch.library.register_vmap(_operation.overload, nearest_code_vmap(_operation.overload), lib=library)
+_operation.register_vmap(nearest_code_vmap(_operation.overload))

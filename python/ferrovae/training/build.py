@@ -76,7 +76,7 @@ def start_at_the_mean(model: Model, dataset: data.Dataset) -> None:
 
     For a Bernoulli likelihood: the log-odds of each pixel's mean (of each channel's, where the last layer is a
     convolution), as Burda et al. (2016) start theirs. Otherwise the first epochs are spent on learning the mean,
-    while the KL switches latent units off for good: 9 nats after 12 epochs of MNIST.
+    while the KL switches latent units off for good.
     """
     head = getattr(model.decoder, "head", None)
     if not isinstance(model.likelihood_family, likelihoods.Bernoulli) or head is None or head.bias is None:
