@@ -12,9 +12,9 @@ from torch.distributions import Distribution
 from ferrovae import likelihoods, priors
 from ferrovae.likelihoods import Factorized, Likelihood
 from ferrovae.models.elbo import Elbo, Objective
-from ferrovae.nn.code_statistics import perplexity
 from ferrovae.nn.point_mass import PointMass
-from ferrovae.nn.vector_quantize import VectorQuantize
+from ferrovae.nn.quantizers.code_statistics import perplexity
+from ferrovae.nn.quantizers.vector_quantize import VectorQuantize
 
 __all__ = ["VQVAE"]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ferrovae.nn import VectorQuantize
-from ferrovae.nn.keyed_sampling import key_of, stratified_rows
-from ferrovae.nn.kmeans import kmeans
+from ferrovae.nn.quantizers.keyed_sampling import key_of, stratified_rows
+from ferrovae.nn.quantizers.kmeans import kmeans
 
 
 def clusters(size=8, dim=5, each=40, spread=0.01):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ferrovae.nn.code_statistics import all_reduce_packed, code_statistics, rank_and_world_size
-from ferrovae.nn.keyed_sampling import stratified_rows
+from ferrovae.nn.quantizers.code_statistics import all_reduce_packed, code_statistics, rank_and_world_size
+from ferrovae.nn.quantizers.keyed_sampling import stratified_rows
 from ferrovae.ops import nearest_code
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, normalize
 
-from ferrovae.nn.code_statistics import all_reduce_packed, code_statistics, rank_and_world_size
-from ferrovae.nn.keyed_sampling import key_of, stratified_rows
-from ferrovae.nn.kmeans import kmeans
+from ferrovae.nn.quantizers.code_statistics import all_reduce_packed, code_statistics, rank_and_world_size
+from ferrovae.nn.quantizers.keyed_sampling import key_of, stratified_rows
+from ferrovae.nn.quantizers.kmeans import kmeans
 from ferrovae.ops import nearest_code
 
 

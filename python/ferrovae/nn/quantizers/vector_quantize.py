@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ferrovae.nn.codebook import Codebook
-from ferrovae.nn.straight_through import rotate_to, soft_assignment, straight_through
+from ferrovae.nn.quantizers.checks import check_floating, require
+from ferrovae.nn.quantizers.codebook import Codebook
+from ferrovae.nn.quantizers.straight_through import rotate_to, soft_assignment, straight_through
 
 
 class LossBreakdown(NamedTuple):
@@ -95,25 +96,32 @@ class VectorQuantize(nn.Module):
             ("codebook_dim", codebook_dim),
             ("kmeans_iters", kmeans_iters),
         ):
-            _require(count >= 1, f"{name} is {count}, expected at least 1")
-        _require(0 <= decay <= 1, f"decay is {decay}, expected a number from 0 to 1")
-        _require(eps > 0, f"eps is {eps}, expected a positive number")
-        _require(commitment_weight >= 0, f"commitment_weight is {commitment_weight}, expected a number >= 0")
-        _require(
+            require(self, count >= 1, f"{name} is {count}, expected at least 1")
+        require(self, 0 <= decay <= 1, f"decay is {decay}, expected a number from 0 to 1")
+        require(self, eps > 0, f"eps is {eps}, expected a positive number")
+        require(self, commitment_weight >= 0, f"commitment_weight is {commitment_weight}, expected a number >= 0")
+        require(
+            self,
             threshold_ema_dead_code >= 0,
             f"threshold_ema_dead_code is {threshold_ema_dead_code}, expected a number >= 0",
         )
-        _require(
+        require(
+            self,
             not (straight_through and rotation_trick),
             "straight_through=True excludes the rotation trick: pass rotation_trick=False",
         )
-        _require(
+        require(
+            self,
             not (learnable_codebook and ema_update),
             "learnable_codebook=True excludes ema_update: pass ema_update=False",
         )
-        _require(not (learnable_codebook and use_cosine_sim), "learnable_codebook=True excludes use_cosine_sim=True")
-        _require(
-            not (learnable_codebook and straight_through), "learnable_codebook=True excludes straight_through=True"
+        require(
+            self, not (learnable_codebook and use_cosine_sim), "learnable_codebook=True excludes use_cosine_sim=True"
+        )
+        require(
+            self,
+            not (learnable_codebook and straight_through),
+            "learnable_codebook=True excludes straight_through=True",
         )
         self.dim = dim
         self.codebook_size = codebook_size
@@ -264,25 +272,20 @@ class VectorQuantize(nn.Module):
             expected = f"(B, {self.dim}) or (B, {self.dim}, N)"
         dim = self._channel_dim(x.ndim)
         ndims = (4,) if self.accept_image_fmap else (2, 3)
-        _require(x.ndim in ndims and x.shape[dim] == self.dim, f"x is {tuple(x.shape)}, expected {expected}")
-        if not x.is_floating_point():
-            raise TypeError(f"VectorQuantize: x is {x.dtype}, expected a floating-point dtype")
+        require(self, x.ndim in ndims and x.shape[dim] == self.dim, f"x is {tuple(x.shape)}, expected {expected}")
+        check_floating(self, "x", x)
         return x.movedim(dim, -1)
 
     def _from_channel_last(self, x: Tensor) -> Tensor:
         return x.movedim(-1, self._channel_dim(x.ndim))
 
 
-def _require(condition: bool, complaint: str) -> None:
-    if not condition:
-        raise ValueError(f"VectorQuantize: {complaint}")
-
-
 def _check_mask(mask: Tensor, tokens: Tensor) -> None:
     if mask.dtype != torch.bool:
         raise TypeError(f"VectorQuantize: mask is {mask.dtype}, expected torch.bool")
     expected = tuple(tokens.shape[:-1])
-    _require(
+    require(
+        "VectorQuantize",
         tuple(mask.shape) == expected,
         f"mask is {tuple(mask.shape)}, expected {expected} to match x {tuple(tokens.shape)} (channels last)",
     )

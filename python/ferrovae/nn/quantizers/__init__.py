@@ -1,0 +1,5 @@
+"""Quantizers: layers that replace vectors by codes, with the interface and state_dict of vector-quantize-pytorch."""
+
+from ferrovae.nn.quantizers.vector_quantize import LossBreakdown, VectorQuantize
+
+__all__ = ["LossBreakdown", "VectorQuantize"]
