@@ -106,34 +106,32 @@ impl Pipeline {
         true
     }
 
-    /// The next batch in order; waits for it at most `patience`.
+    /// The next batch in order; waits for it at most `patience`, and meanwhile fills small ones itself.
     pub fn take(&self, patience: Duration) -> Result<Delivery> {
         let Some(shared) = &self.shared else { return Ok(Delivery::Nothing) };
         let deadline = Instant::now() + patience;
         let mut state = shared.lock();
         loop {
             let Some(job) = state.jobs.front_mut() else { return Ok(Delivery::Nothing) };
-            let part = shared.schedule.part(job.step);
-            match &mut job.status {
-                Status::Done(result) => {
-                    let result = std::mem::replace(result, Ok(()));
-                    let delivery = Delivery::Batch(part.rows, shared.schedule.examples(job.step));
-                    state.jobs.pop_front();
-                    return result.map(|()| delivery);
-                }
-                Status::Queued if part.rows * shared.plan.width * 4 <= HELP_BYTES => {
-                    state = shared.run(state, 0);
-                }
-                Status::Queued | Status::Running => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Ok(Delivery::Late);
-                    }
-                    state.waiting = true;
-                    state = shared.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-                    state.waiting = false;
-                }
+            if let Status::Done(result) = &mut job.status {
+                let result = std::mem::replace(result, Ok(()));
+                let part = shared.schedule.part(job.step);
+                let delivery = Delivery::Batch(part.rows, shared.schedule.examples(job.step));
+                state.jobs.pop_front();
+                return result.map(|()| delivery);
             }
+            // Also a later one: the first may be under way, and would be waited for in idleness.
+            if let Some(place) = state.jobs.iter().position(|job| shared.helps_with(job)) {
+                state = shared.run(state, place);
+                continue;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Delivery::Late);
+            }
+            state.waiting = true;
+            state = shared.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.waiting = false;
         }
     }
 
@@ -177,6 +175,11 @@ impl Shared {
                 state.idle -= 1;
             }
         }
+    }
+
+    /// Whether the consumer would fill this batch itself.
+    fn helps_with(&self, job: &Job) -> bool {
+        matches!(job.status, Status::Queued) && self.schedule.part(job.step).rows * self.plan.width * 4 <= HELP_BYTES
     }
 
     /// Runs the queued job at `place`, without the lock.
@@ -336,5 +339,31 @@ mod tests {
             assert!(!pipeline.submit(buffers[0].slot()));
             assert_eq!(pipeline.take(Duration::ZERO), Ok(Delivery::Nothing));
         }
+    }
+
+    #[test]
+    fn a_consumer_fills_a_later_batch_while_the_first_is_under_way() {
+        let mut buffers: Vec<Buffers> = (0..2).map(|_| Buffers::new(13, 50)).collect();
+        let state = State { jobs: VecDeque::new(), next_step: 0, idle: 0, waiting: false, stop: false };
+        let shared = Arc::new(Shared {
+            plan: plan(103, 50),
+            schedule: schedule(103, 13),
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            done: Condvar::new(),
+        });
+        let pipeline = Pipeline { shared: Some(shared.clone()), workers: Vec::new(), process: std::process::id() };
+        for buffers in &mut buffers {
+            // SAFETY: the plan's memory is leaked, and the buffers outlive the pipeline.
+            assert!(unsafe { pipeline.submit(buffers.slot()) });
+        }
+        shared.lock().jobs[0].status = Status::Running;
+        assert_eq!(pipeline.take(Duration::ZERO), Ok(Delivery::Late));
+        assert!(matches!(shared.lock().jobs[1].status, Status::Done(Ok(()))));
+        assert!(buffers[1].x.iter().all(|x| x.is_finite()));
+        shared.lock().jobs[0].status = Status::Done(Ok(()));
+        assert_eq!(pipeline.take(Duration::ZERO), Ok(Delivery::Batch(13, 13)));
+        assert_eq!(pipeline.take(Duration::ZERO), Ok(Delivery::Batch(13, 13)));
+        assert_eq!(pipeline.take(Duration::ZERO), Ok(Delivery::Nothing));
     }
 }

@@ -49,6 +49,7 @@ impl Element for u8 {
         }
     }
 
+    #[inline]
     fn is_finite(self) -> bool {
         true
     }
@@ -63,6 +64,7 @@ macro_rules! float_element {
                 transform_floats(out, transform, key, level);
             }
 
+            #[inline]
             fn is_finite(self) -> bool {
                 <$type>::is_finite(self)
             }
