@@ -79,7 +79,7 @@ def test_evaluation_of_a_vqvae_counts_its_codes(vqvae: report.Evaluation, vqvae_
 
 @pytest.mark.parametrize(("counts", "perplexity"), [([5, 5, 5, 5], 4.0), ([7, 0, 0], 1.0), ([2, 2, 0, 0], 2.0)])
 def test_perplexity_is_the_number_of_codes_used_alike(counts: list[int], perplexity: float) -> None:
-    assert CodeUsage(torch.tensor(counts)).perplexity == pytest.approx(perplexity)
+    assert CodeUsage(torch.tensor([counts])).perplexity == pytest.approx(perplexity)
 
 
 def test_test_images_are_the_same_pixels_at_every_look(vae: report.Evaluation) -> None:

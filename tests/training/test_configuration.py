@@ -23,7 +23,7 @@ def changed(config):
         "threads": 1, "device": "cpu", "run_dir": "there", "latent_dim": 3, "network": "conv", "hidden": (5, 6, 7),
         "activation": "relu", "width": 12, "depth": 1, "kl_warmup_epochs": 1.5, "free_bits": 0.1, "codebook_size": 17,
         "code_dim": 5, "downsample": 2, "commitment_weight": 0.25, "codebook_decay": 0.8, "dead_code_threshold": 0.0,
-        "rotation_trick": True,
+        "rotation_trick": True, "quantizer": "residual-vq", "num_quantizers": 3, "levels": (4, 3),
     }  # fmt: skip
     if config is TrainVQVAE:
         values["likelihood"], values["sigma"] = "gaussian", 2.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,32 +11,34 @@ import torch
 
 @dataclass(frozen=True)
 class CodeUsage:
-    """How often each code is the nearest one: counts [K]."""
+    """How often each code is chosen: stage_counts [Q, K], a row for each stage of a residual quantizer, else one."""
 
-    counts: torch.Tensor
+    stage_counts: torch.Tensor
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """Over all stages: [K]."""
+        return self.stage_counts.sum(0)
 
     @property
     def active(self) -> int:
-        """Codes used at least once."""
+        """Codes used at least once, by any stage."""
         return int((self.counts > 0).sum())
 
     @property
-    def entropy(self) -> float:
-        """Entropy of the usage in nats; log K when every code is used alike."""
-        share = self.counts.double() / max(int(self.counts.sum()), 1)
-        return float(-(share * share.clamp_min(1e-300).log()).sum())
-
-    @property
     def perplexity(self) -> float:
-        """exp(entropy): as many codes as this, used alike, would have the same entropy."""
-        return math.exp(self.entropy)
+        """exp of the usage's entropy: as many codes, used alike, would have it. The mean over stages."""
+        share = self.stage_counts.double() / self.stage_counts.sum(1, keepdim=True).clamp_min(1)
+        return float(torch.special.entr(share).sum(1).exp().mean())
 
 
 def code_usage(model: Any, batches: Iterable[torch.Tensor]) -> CodeUsage:
     """Count the codes of all images; the codebook is not touched."""
-    size = int(model.quantizer.codebook_size)
-    counts = torch.zeros(size, dtype=torch.int64)
+    size, places = int(model.quantizer.codebook_size), len(model.grid)
+    stage_counts = torch.zeros(1, size, dtype=torch.int64)
     with torch.inference_mode():
         for x in batches:
-            counts += torch.bincount(model.encode(x).flatten().cpu(), minlength=size)
-    return CodeUsage(counts)
+            codes = model.encode(x).cpu()
+            stages = codes.flatten(1 + places).movedim(-1, 0) if codes.ndim > 1 + places else codes[None]
+            stage_counts = stage_counts + torch.stack([stage.flatten().bincount(minlength=size) for stage in stages])
+    return CodeUsage(stage_counts)

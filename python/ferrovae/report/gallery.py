@@ -10,6 +10,7 @@ from ferrovae.report.evaluation import Evaluation
 COLUMNS = 12
 TRAVERSED = 8
 REACH = 3.0
+STAGES = 4
 
 
 def _strip(images: torch.Tensor, alt: str, width: int = 880) -> str:
@@ -18,7 +19,10 @@ def _strip(images: torch.Tensor, alt: str, width: int = 880) -> str:
 
 @torch.inference_mode()
 def reconstructions(evaluation: Evaluation) -> str:
-    """The first test images above what the model makes of them; a VQ-VAE's code maps below."""
+    """The first test images above what the model makes of them; a VQ-VAE's code maps below.
+
+    Of a residual quantizer the first stages.
+    """
     subject = evaluation.subject
     count = min(COLUMNS, len(subject.dataset))
     x = subject.images(list(range(count)))
@@ -27,8 +31,11 @@ def reconstructions(evaluation: Evaluation) -> str:
         ("reconstruction", _strip(subject.displayable(subject.model.reconstruct(x)), "reconstructions")),
     ]
     if evaluation.usage is not None:
-        colours = pictures.code_map(subject.model.encode(x).cpu(), len(evaluation.usage.counts))
-        pairs.append(("codes", _strip(colours, "code maps")))
+        codes = subject.model.encode(x).cpu()
+        staged = codes.ndim > 1 + len(subject.model.grid)
+        for number, stage in enumerate(codes.movedim(-1, 0)[:STAGES] if staged else codes[None]):
+            colours = pictures.code_map(stage, len(evaluation.usage.counts))
+            pairs.append((f"codes, stage {number + 1}" if staged else "codes", _strip(colours, "code maps")))
     return elements.rows(pairs)
 
 

@@ -12,6 +12,7 @@ from ferrovae import data, likelihoods, models, nn
 from ferrovae.training.configuration import Configuration, TrainVAE, TrainVQVAE
 from ferrovae.training.errors import ConfigurationError
 from ferrovae.training.keys import held_out
+from ferrovae.training.quantizers import build_quantizer
 
 Model: TypeAlias = models.VAE | models.VQVAE
 Split = Literal["train", "validation", "test"]
@@ -126,13 +127,5 @@ def _vqvae(config: TrainVQVAE, data_shape: tuple[int, ...]) -> Model:
     size: dict[str, Any] = {"downsample": config.downsample, "width": config.width}
     encoder = nn.ConvEncoder2d(data_shape, config.code_dim, **size)
     decoder = nn.ConvDecoder2d(config.code_dim, data_shape, channels=likelihood.channels, **size)
-    quantizer = nn.VectorQuantize(
-        dim=config.code_dim,
-        codebook_size=config.codebook_size,
-        decay=config.codebook_decay,
-        commitment_weight=config.commitment_weight,
-        threshold_ema_dead_code=config.dead_code_threshold,
-        kmeans_init=True,
-        rotation_trick=config.rotation_trick,
-    )
+    quantizer = build_quantizer(config)
     return models.VQVAE(encoder, decoder, quantizer, likelihood=likelihood)

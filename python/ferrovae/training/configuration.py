@@ -152,14 +152,20 @@ class TrainVAE(TrainingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainVQVAE(TrainingOptions):
-    """Train a VQ-VAE: a grid of codes from a learned codebook instead of a Gaussian z."""
+    """Train a VQ-VAE: a grid of codes from a learned or a fixed codebook instead of a Gaussian z."""
 
     kind: ClassVar[str] = "vqvae"
 
     likelihood: Literal["bernoulli", "gaussian", "categorical", "discretized_logistic"] = "gaussian"
     """p(x|z), the distribution the decoder gives over an image."""
+    quantizer: Literal["vq", "residual-vq", "fsq", "lfq", "sim-vq", "vector-quantize-pytorch"] = "vq"
+    """The layer that turns vectors into codes; the last is the peer library's own, for comparison."""
     codebook_size: int = 256
-    """Codes in the codebook."""
+    """Codes in the codebook (of fsq: the product of `levels`; of lfq: a power of two)."""
+    num_quantizers: int = 4
+    """Stages of residual-vq, each with a codebook of its own."""
+    levels: tuple[int, ...] = (8, 6, 5)
+    """Values of each dimension of fsq."""
     code_dim: int = 32
     """Dimensions of a code."""
     downsample: int = 4
@@ -178,8 +184,12 @@ class TrainVQVAE(TrainingOptions):
     def validate(self) -> None:
         """Raise `ConfigurationError` on the first setting that cannot be meant."""
         super().validate()
-        for name in ("codebook_size", "code_dim", "downsample", "width"):
+        for name in ("codebook_size", "code_dim", "downsample", "width", "num_quantizers"):
             _at_least(self, name, 1)
+        if not self.levels or min(self.levels) < 2:
+            _fail(self, "levels", "at least 2 values in every dimension, such as 8 6 5")
+        if self.quantizer == "lfq" and self.codebook_size & (self.codebook_size - 1):
+            _fail(self, "codebook_size", "a power of two, as lfq codes are bits")
         if self.downsample & (self.downsample - 1):
             _fail(self, "downsample", "a power of two")
         if not 0 < self.codebook_decay < 1:
