@@ -334,11 +334,9 @@ class LFQ(nn.Module):
             raise TypeError(f"LFQ: mask is {mask.dtype}, expected torch.bool")
         shape = tuple(x.shape[:-1])
         flat = (shape[0], math.prod(shape[1:]))
-        require(
-            self,
-            tuple(mask.shape) in (shape, flat),
-            f"mask is {tuple(mask.shape)}, expected {' or '.join(str(s) for s in dict.fromkeys((shape, flat)))}",
-        )
+        if tuple(mask.shape) not in (shape, flat):
+            expected = f"{shape}" if shape == flat else f"{shape} or {flat}"
+            raise ValueError(f"LFQ: mask is {tuple(mask.shape)}, expected {expected}")
         return mask.reshape(-1)
 
 
