@@ -1,0 +1,139 @@
+"""SimVQ: a fixed random codebook seen through one trained map, so that every code moves with every other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from ferrovae.nn.quantizers.checks import check_channels, check_floating, require
+from ferrovae.nn.quantizers.sign_codes import check_indices
+from ferrovae.nn.quantizers.straight_through import rotate_to, straight_through
+from ferrovae.ops import nearest_code
+
+
+class SimVQ(nn.Module):
+    """The nearest of the codes f(e_k), e_k fixed and f trained (Zhu et al., 2024, arXiv:2411.02038).
+
+    With c the code nearest to x, the loss is w (mean (sg[x] - c)^2 + b mean (x - sg[c])^2), sg stopping gradients: the
+    first term trains f, the second x. Neither is dropped in eval mode. The lookup is exact and holds no N x K matrix.
+
+    Arguments, results and `state_dict` are those of `vector_quantize_pytorch.SimVQ` 1.32.
+
+    Args:
+        dim: D, channels of x and of a code.
+        codebook_size: K.
+        codebook_transform: f, a module (K, `frozen_codebook_dim`) -> (K, D); by default a linear map without bias.
+        init_fn: applied to the standard normal e / sqrt(frozen_codebook_dim) once, at the start.
+        channel_first: x is (B, D, ...).
+        rotation_trick: pass gradients to x rotated and scaled as the code lies to it; otherwise unchanged.
+        input_to_quantize_commit_loss_weight: b.
+        commitment_weight: w.
+        frozen_codebook_dim: dimensions of e; default D.
+
+    Raises:
+        ValueError: a size is under 1, or `init_fn` changes how many codes there are.
+    """
+
+    frozen_codebook: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        codebook_transform: nn.Module | None = None,
+        init_fn: Callable[[Tensor], Tensor] | None = None,
+        channel_first: bool = False,
+        rotation_trick: bool = True,
+        input_to_quantize_commit_loss_weight: float = 0.25,
+        commitment_weight: float = 1.0,
+        frozen_codebook_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        frozen_dim = dim if frozen_codebook_dim is None else frozen_codebook_dim
+        for name, size in (("dim", dim), ("codebook_size", codebook_size), ("frozen_codebook_dim", frozen_dim)):
+            require(self, size >= 1, f"{name} is {size}, expected at least 1")
+        self.dim = dim
+        self.codebook_size = codebook_size
+        self.channel_first = channel_first
+        self.rotation_trick = rotation_trick
+        self.input_to_quantize_commit_loss_weight = input_to_quantize_commit_loss_weight
+        self.commitment_weight = commitment_weight
+        codebook = torch.randn(codebook_size, frozen_dim) * frozen_dim**-0.5
+        if init_fn is not None:
+            codebook = init_fn(codebook)
+            require(
+                self,
+                codebook.ndim == 2 and codebook.shape[0] == codebook_size,
+                f"init_fn gave {tuple(codebook.shape)}, expected ({codebook_size}, D)",
+            )
+        if codebook_transform is None:
+            codebook_transform = nn.Linear(frozen_dim, dim, bias=False)
+        self.code_transform = codebook_transform
+        self.register_buffer("frozen_codebook", codebook)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codes as f makes them now, (K, D), differentiable in its parameters."""
+        return self.code_transform(self.frozen_codebook)
+
+    def indices_to_codes(self, indices: Tensor) -> Tensor:
+        """The codes of indices (B, ...) in [0, K), laid out as x.
+
+        Raises:
+            ValueError: an index is out of range. TypeError: they are not integers.
+        """
+        check_indices(self, indices, self.codebook_size)
+        codes = self.code_transform(embedding(indices, self.frozen_codebook))
+        return codes.movedim(-1, 1) if self.channel_first else codes
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantize.
+
+        Args:
+            x: (B, ..., D), or (B, D, ...) if `channel_first`; floating point. B alone is enough.
+
+        Returns:
+            quantized: shape and dtype of x: the codes up to rounding, with a gradient to x (also in eval mode).
+            indices: int64, the shape of x without its channels; 0 for a vector with a NaN.
+            loss: scalar, float32 (float64 for float64), also in eval mode; 0 for no vectors.
+
+        Raises:
+            ValueError: x has another shape, or f gives codes of another. TypeError: x is not floating point.
+        """
+        where = f"(B, {self.dim}, ...)" if self.channel_first else f"(B, ..., {self.dim})"
+        require(self, x.ndim >= 2, f"x is {tuple(x.shape)}, expected {where}")
+        check_channels(self, x, self.dim, 1 if self.channel_first else -1, where)
+        check_floating(self, "x", x)
+        tokens = x.movedim(1, -1) if self.channel_first else x
+        with torch.autocast(x.device.type, enabled=False):
+            exact = tokens.to(torch.promote_types(x.dtype, torch.float32))
+            indices, codes = self._nearest(exact)
+            count = max(exact.numel(), 1)
+            loss = (exact.detach() - codes).square().sum() / count
+            to_input = (exact - codes.detach()).square().sum() / count
+            loss = (loss + to_input * self.input_to_quantize_commit_loss_weight) * self.commitment_weight
+            quantized = rotate_to(exact, codes) if self.rotation_trick else straight_through(exact, codes)
+        quantized = quantized.to(x.dtype)
+        return quantized.movedim(-1, 1) if self.channel_first else quantized, indices, loss
+
+    def _nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The indices and codes of x (..., D)."""
+        # A linear map of fewer rows than there are codes: its gradient is cheaper through the rows alone.
+        rows_only = type(self.code_transform) is nn.Linear and math.prod(x.shape[:-1]) < self.codebook_size
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not rows_only):
+            codebook = self.codebook
+        expected = (self.codebook_size, self.dim)
+        require(
+            self,
+            tuple(codebook.shape) == expected,
+            f"codebook_transform gives {tuple(codebook.shape)}, expected {expected}",
+        )
+        codebook = codebook.to(x.dtype)
+        indices = nearest_code(x.detach(), codebook.detach())
+        if rows_only and torch.is_grad_enabled():
+            return indices, self.code_transform(embedding(indices, self.frozen_codebook)).to(x.dtype)
+        return indices, embedding(indices, codebook)

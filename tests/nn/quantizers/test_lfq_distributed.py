@@ -1,0 +1,99 @@
+"""Two processes over gloo: the batch entropy is that of the rows of both, and so is its gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from ferrovae.nn import LFQ
+
+# Options, and how many rows of 12 channels each rank holds.
+CASES = {
+    "even": ({"codebook_size": 64}, (20, 20)),
+    "uneven": ({"codebook_size": 64, "spherical": True}, (27, 13)),
+    "masked": ({"codebook_size": 16, "num_codebooks": 2, "diversity_gamma": 3.0}, (20, 20)),
+    "one empty": ({"codebook_size": 64}, (30, 0)),
+    "many bits": ({"codebook_size": 2**20}, (20, 30)),
+}
+
+
+def layer_of(case):
+    torch.manual_seed(3)
+    return LFQ(dim=12, **CASES[case][0])
+
+
+def batches(case):
+    """Rows and mask of both ranks."""
+    generator = torch.Generator().manual_seed(11)
+    counts = CASES[case][1]
+    rows = [torch.randn(1, count, 12, generator=generator) + rank for rank, count in enumerate(counts)]
+    if case != "masked":
+        return rows, [None, None]
+    return rows, [torch.rand(1, count, generator=generator) > share for count, share in zip(counts, (0.2, 0.7))]
+
+
+def step(layer, x, mask):
+    """The batch entropy and its gradients."""
+    layer.zero_grad()
+    _, breakdown = layer(x, 2.0, return_loss_breakdown=True, mask=mask)
+    breakdown.batch_entropy.backward()
+    return breakdown, [layer.project_in.weight.grad, layer.project_in.bias.grad]
+
+
+def run(rank, folder, compiled):
+    torch.set_num_threads(1)
+    cases = ["uneven", "masked"] if compiled else CASES
+    layers = {case: layer_of(case) for case in cases}  # made before the process group: it is asked at call time
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    try:
+        results = {}
+        for case, layer in layers.items():
+            rows, masks = batches(case)
+            called = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
+            breakdown, gradients = step(called, rows[rank], masks[rank])
+            for gradient in gradients:  # as DistributedDataParallel does
+                dist.all_reduce(gradient)
+                gradient /= 2
+            results[case] = tuple(breakdown), gradients
+        torch.save(results, Path(folder) / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def results_of(folder, compiled):
+    mp.spawn(run, args=(str(folder), compiled), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return results_of(tmp_path_factory.mktemp("ranks"), False)
+
+
+def assert_one_batch(results, case):
+    rows, masks = batches(case)
+    mask = None if masks[0] is None else torch.cat(masks, 1)
+    breakdown, gradients = step(layer_of(case), torch.cat(rows, 1), mask)
+    for rank, result in enumerate(results):
+        terms, rank_gradients = result[case]
+        torch.testing.assert_close(terms[1], breakdown.batch_entropy.detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(rank_gradients, gradients, rtol=1e-4, atol=1e-6)
+        # The per-sample entropy is that of the rank's own rows.
+        alone, _ = step(layer_of(case), rows[rank], masks[rank])
+        torch.testing.assert_close(terms[0], alone.per_sample_entropy.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_are_one_batch(results, case):
+    assert_one_batch(results, case)
+
+
+@pytest.mark.slow
+def test_compiled_ranks_too(tmp_path):
+    results = results_of(tmp_path, True)
+    for case in ("uneven", "masked"):
+        assert_one_batch(results, case)
