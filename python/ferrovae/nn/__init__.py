@@ -4,17 +4,34 @@ from ferrovae.nn.decoders import ConvDecoder, ConvDecoder2d, MLPDecoder
 from ferrovae.nn.distributions import DiagonalNormal
 from ferrovae.nn.encoders import ConvEncoder, ConvEncoder2d, MLPEncoder
 from ferrovae.nn.point_mass import PointMass
-from ferrovae.nn.quantizers import LossBreakdown, VectorQuantize
+from ferrovae.nn.quantizers import (
+    FSP,
+    FSQ,
+    BinaryMapper,
+    GroupedResidualFSQ,
+    LatentQuantize,
+    LossBreakdown,
+    ResidualFSQ,
+    Sequential,
+    VectorQuantize,
+)
 
 __all__ = [
+    "FSP",
+    "FSQ",
+    "BinaryMapper",
     "ConvDecoder",
     "ConvDecoder2d",
     "ConvEncoder",
     "ConvEncoder2d",
     "DiagonalNormal",
+    "GroupedResidualFSQ",
+    "LatentQuantize",
     "LossBreakdown",
     "MLPDecoder",
     "MLPEncoder",
     "PointMass",
+    "ResidualFSQ",
+    "Sequential",
     "VectorQuantize",
 ]
