@@ -1,24 +1,53 @@
 """Layers: encoders, decoders and quantizers."""
 
-from ferrovae.nn.decoders import ConvDecoder, ConvDecoder2d, MLPDecoder
+from ferrovae.nn.decoders import (
+    ConvDecoder,
+    ConvDecoder2d,
+    MLPDecoder,
+)
 from ferrovae.nn.distributions import DiagonalNormal
-from ferrovae.nn.encoders import ConvEncoder, ConvEncoder2d, MLPEncoder
+from ferrovae.nn.encoders import (
+    ConvEncoder,
+    ConvEncoder2d,
+    MLPEncoder,
+)
 from ferrovae.nn.point_mass import PointMass
-from ferrovae.nn.quantizers import LFQ, LFQLossBreakdown, LFQReturn, LossBreakdown, SimVQ, VectorQuantize
+from ferrovae.nn.quantizers import (
+    FSP,
+    FSQ,
+    LFQ,
+    BinaryMapper,
+    GroupedResidualFSQ,
+    LatentQuantize,
+    LFQLossBreakdown,
+    LFQReturn,
+    LossBreakdown,
+    ResidualFSQ,
+    Sequential,
+    SimVQ,
+    VectorQuantize,
+)
 
 __all__ = [
+    "FSP",
+    "FSQ",
+    "LFQ",
+    "BinaryMapper",
     "ConvDecoder",
     "ConvDecoder2d",
     "ConvEncoder",
     "ConvEncoder2d",
     "DiagonalNormal",
-    "LFQ",
+    "GroupedResidualFSQ",
     "LFQLossBreakdown",
     "LFQReturn",
+    "LatentQuantize",
     "LossBreakdown",
     "MLPDecoder",
     "MLPEncoder",
     "PointMass",
+    "ResidualFSQ",
+    "Sequential",
     "SimVQ",
     "VectorQuantize",
 ]
