@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -36,7 +37,7 @@ def cases(shape: dict[str, int], device: torch.device) -> Iterator[Case]:
     yield Case(
         operation="lfq",
         shape=shape,
-        providers={name: (lambda layer=layer: step(layer, x, slope)) for name, layer in layers.items()},
+        providers={name: partial(step, layer, x, slope) for name, layer in layers.items()},
         check=check,
         mode="full",
         work=Work(bytes=4.0 * (4 * x.numel() + 2**bits), flops=6.0 * rows * 2**bits),
