@@ -25,13 +25,13 @@ def potential(x, means):
 def test_kmeans_takes_the_steps_of_lloyd():
     _, x = clusters(spread=2.0)
     valid, key = torch.ones(len(x), dtype=torch.bool), torch.tensor(7)
-    one_step, counts = kmeans(x, valid, 6, 1, key=key, cosine=False)
+    one_step, counts = (found[0] for found in kmeans(x[None], valid[None], 6, 1, key=key, cosine=False))
     assert counts.sum() == len(x)
     means = one_step.double()
     for _ in range(9):
         nearest = (x.double()[:, None] - means).square().sum(-1).argmin(-1)
         means = torch.stack([x.double()[nearest == k].mean(0) if (nearest == k).any() else means[k] for k in range(6)])
-    many_steps, _ = kmeans(x, valid, 6, 10, key=key, cosine=False)
+    many_steps = kmeans(x[None], valid[None], 6, 10, key=key, cosine=False)[0][0]
     torch.testing.assert_close(many_steps.double(), means, rtol=1e-5, atol=1e-5)
     assert potential(x, many_steps) <= potential(x, one_step)
 
@@ -40,10 +40,10 @@ def test_kmeans_ignores_rows_that_do_not_count_and_starts_from_the_rest():
     _, x = clusters()
     poisoned = torch.cat([x, torch.full((7, 5), math.nan)])
     valid = torch.arange(len(poisoned)) < len(x)
-    first = kmeans(poisoned, valid, 8, 3, key=torch.tensor(1), cosine=False)
-    second = kmeans(x, torch.ones(len(x), dtype=torch.bool), 8, 3, key=torch.tensor(1), cosine=False)
+    first = kmeans(poisoned[None], valid[None], 8, 3, key=torch.tensor(1), cosine=False)
+    second = kmeans(x[None], torch.ones(1, len(x), dtype=torch.bool), 8, 3, key=torch.tensor(1), cosine=False)
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
-    assert kmeans(x, torch.zeros(len(x), dtype=torch.bool), 8, 3, key=torch.tensor(1), cosine=False) is None
+    assert kmeans(x[None], torch.zeros(1, len(x), dtype=torch.bool), 8, 3, key=torch.tensor(1), cosine=False) is None
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -131,7 +131,7 @@ def test_more_dead_codes_than_rows_wait_for_the_next_step():
     layer.codebook = far
     x = torch.randn(10, 5)
     layer(x)
-    replaced = (layer._codebook.cluster_size == layer._codebook.dead_code_threshold).sum()
+    replaced = (layer._codebook.cluster_size == layer._codebook.options.threshold_ema_dead_code).sum()
     assert replaced == 10 or replaced == 9  # one row's own code lives
     rows = [tuple(row) for row in layer.codebook.tolist() if tuple(row) in {tuple(row) for row in x.tolist()}]
     assert len(rows) == len(set(rows))

@@ -9,12 +9,14 @@ from ferrovae.nn.quantizers.lfq import (
     LFQLossBreakdown,
     LFQReturn,
 )
+from ferrovae.nn.quantizers.quantization_step import LossBreakdown
 from ferrovae.nn.quantizers.residual_fsq import (
     GroupedResidualFSQ,
     ResidualFSQ,
 )
 from ferrovae.nn.quantizers.sequential import Sequential
 from ferrovae.nn.quantizers.sim_vq import SimVQ
+from ferrovae.nn.quantizers.usage import CodebookUsage
 from ferrovae.nn.quantizers.vector_quantize import (
     LossBreakdown,
     VectorQuantize,
@@ -25,6 +27,7 @@ __all__ = [
     "FSQ",
     "LFQ",
     "BinaryMapper",
+    "CodebookUsage",
     "GroupedResidualFSQ",
     "LFQLossBreakdown",
     "LFQReturn",

@@ -1,40 +1,36 @@
-"""How many rows each code attracted and their sum, over the rows of every rank."""
+"""What a codebook learns from a batch: how many rows each code attracted, their sum, and rows to replace dead codes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 
-def rank_and_world_size() -> tuple[int, int]:
-    """Asked at every call: a process group may be made after the layer."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+class CodeStatistics(NamedTuple):
+    """One batch's statistics of a codebook, float32, additive over ranks; H codebooks, K codes, D dimensions.
 
-
-def all_reduce_packed(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sums over all ranks of float32 tensors, by one all-reduce; the tensors themselves where there is one rank."""
-    if rank_and_world_size()[1] == 1:
-        return list(tensors)
-    packed = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(packed)
-    parts = packed.split([tensor.numel() for tensor in tensors])
-    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
-
-
-def code_statistics(x: Tensor, indices: Tensor, valid: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Counts (K,) and sums (K, D), float32, of this rank's valid rows by code; no N x K.
-
-    x: (N, D) float32; indices: (N,) int64; valid: (N,) bool. An invalid row adds nothing, whatever it holds.
+    Sent as `RankSum(...)([*first.parts(), *second.parts()])` and put together again by `with_parts`.
     """
-    counts = torch.zeros(size, dtype=torch.int64, device=x.device).index_add_(0, indices, valid.to(torch.int64))
-    rows = torch.where(valid[:, None], x, 0.0)
-    sums = torch.zeros(size, x.shape[1], device=x.device).index_add_(0, indices, rows)
-    return counts.to(torch.float32), sums
+
+    counts: Tensor  # (H, K): rows by code
+    sums: Tensor  # (H, K, D): and their sum
+    rows: Tensor | None = None  # (H, K, D): a row of the batch for each code, should it be dead; 0 where none
+    filled: Tensor | None = None  # (H, K): 1 where `rows` holds one
+
+    def parts(self) -> list[Tensor]:
+        """The tensors that are there."""
+        return [tensor for tensor in self if tensor is not None]
+
+    def with_parts(self, parts: list[Tensor]) -> CodeStatistics:
+        """The same with other tensors, as `parts` lists them."""
+        return CodeStatistics(*parts)
+
+
+def finite_rows(x: Tensor) -> Tensor:
+    """Which rows hold neither NaN nor infinity: (..., D) -> (...) bool. 0 x is 0 for finite x only."""
+    return (x * 0).sum(dim=-1) == 0
 
 
 def perplexity(indices: Tensor, size: int) -> Tensor:

@@ -3,169 +3,267 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, normalize
 
-from ferrovae.nn.quantizers.code_statistics import all_reduce_packed, code_statistics, rank_and_world_size
-from ferrovae.nn.quantizers.keyed_sampling import key_of, stratified_rows
+from ferrovae.nn.quantizers.code_statistics import CodeStatistics, finite_rows
+from ferrovae.nn.quantizers.dead_codes import dead, replacement_rows
+from ferrovae.nn.quantizers.keyed_sampling import key_of
 from ferrovae.nn.quantizers.kmeans import kmeans
-from ferrovae.ops import nearest_code
+from ferrovae.ops import code_sums
+
+EmaWeight = Tensor | float | Callable[[Tensor, Tensor], Tensor]
+
+
+class CodebookOptions(NamedTuple):
+    """How a codebook starts, moves and is shared; the arguments of `VectorQuantize` of the same names."""
+
+    decay: float = 0.8
+    eps: float = 1e-5
+    kmeans_init: bool = False
+    kmeans_iters: int = 10
+    sync_kmeans: bool = True
+    sync_codebook: bool | None = None
+    use_cosine_sim: bool = False
+    threshold_ema_dead_code: float = 0.0
+    learnable_codebook: bool = False
+    ema_update: bool = True
+    manual_ema_update: bool = False
 
 
 class Codebook(nn.Module):
-    """K vectors of D dimensions with exponential moving averages of the rows they attract.
+    """H codebooks of K vectors of D dimensions, with exponential moving averages of the rows that they attract.
 
     Its tensors have the names and shapes of vector-quantize-pytorch's codebook, and stay float32 whatever dtype the
-    model around it is cast to: `initted` (), `cluster_size` (1, K), `embed_avg` (1, K, D), `embed` (1, K, D).
+    model around it is cast to: `initted` (), `cluster_size` (H, K), `embed_avg` (H, K, D), `embed` (H, K, D).
 
-    Everything random is keyed by `cluster_size`, so a resumed run, and every rank, makes the same choices.
+    A training step is `local_statistics` of this rank, their sum over the ranks, and `apply`: a stack of codebooks can
+    gather those of all its stages and sum them together. Everything random is keyed by `cluster_size`, so a resumed
+    run, and every rank, makes the same choices.
     """
 
     initted: Tensor
     cluster_size: Tensor
     embed_avg: Tensor
     embed: Tensor
+    age: Tensor
 
     def __init__(
         self,
         dim: int,
-        size: int,
-        *,
-        decay: float,
-        eps: float,
-        kmeans_init: bool,
-        kmeans_iters: int,
-        cosine: bool,
-        dead_code_threshold: float,
-        learnable: bool,
-        ema_update: bool,
+        codebook_size: int,
+        num_codebooks: int = 1,
+        options: CodebookOptions | None = None,
+        vq_bridge: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.dim = dim
-        self.size = size
-        self.decay = decay
-        self.eps = eps
-        self.kmeans_iters = kmeans_iters
-        self.cosine = cosine
-        self.dead_code_threshold = dead_code_threshold
-        self.ema_update = ema_update
-        if kmeans_init:
-            embed = torch.zeros(1, size, dim, dtype=torch.float32)
+        self.codebook_size = codebook_size
+        self.num_codebooks = num_codebooks
+        self.options = options = CodebookOptions() if options is None else options
+        self.vq_bridge = vq_bridge
+        shape = num_codebooks, codebook_size, dim
+        if options.kmeans_init:
+            embed = torch.zeros(shape, dtype=torch.float32)
         else:
-            embed = nn.init.kaiming_uniform_(torch.empty(1, size, dim, dtype=torch.float32))
-            embed = self._normalized(embed)
+            embed = self._normalized(nn.init.kaiming_uniform_(torch.empty(shape, dtype=torch.float32)))
         # What the tensor `initted` says, known to the host: no sync and no graph break in a step.
-        self._started = not kmeans_init
-        self.register_buffer("initted", torch.tensor(not kmeans_init))
-        self.register_buffer("cluster_size", torch.ones(1, size, dtype=torch.float32))
+        self._started = not options.kmeans_init
+        self.register_buffer("initted", torch.tensor(not options.kmeans_init))
+        self.register_buffer("cluster_size", torch.ones(shape[:2], dtype=torch.float32))
         self.register_buffer("embed_avg", embed.clone())
-        if learnable:
+        if options.learnable_codebook:
             self.embed = nn.Parameter(embed)
         else:
             self.register_buffer("embed", embed)
+        self.register_buffer("age", torch.zeros(shape[:2], dtype=torch.int32), persistent=False)
 
-    def vectors(self, indices: Tensor) -> Tensor:
-        """(..., ) int64 -> (..., D) float32."""
-        return embedding(indices, self.embed[0])
+    @property
+    def ema_update(self) -> bool:
+        """Whether the codes follow their moving averages."""
+        return self.options.ema_update
 
-    def nearest(self, x: Tensor) -> Tensor:
-        """(N, D) float32 -> (N,) int64; 0 for a row that is not finite."""
-        return nearest_code(x, self.embed[0].detach(), metric="dot" if self.cosine else "euclidean")
+    @property
+    def replaces_dead_codes(self) -> bool:
+        """Whether training replaces dead codes."""
+        return self.options.threshold_ema_dead_code > 0
+
+    @property
+    def synchronized(self) -> bool:
+        """Whether statistics are summed over the ranks, where there are any."""
+        return self.options.sync_codebook is not False
+
+    def codes(self) -> Tensor:
+        """What rows are compared with and replaced by: (H, K, D), with the gradients of what can be learnt."""
+        if self.vq_bridge is None:
+            return self.embed
+        # A copy, because replacing dead codes writes into `embed` before the backward pass.
+        return self.vq_bridge(self.embed.clone())
+
+    def observe(self, x: Tensor, valid: Callable[[], Tensor]) -> None:
+        """See the rows (H, N, D) of a training step before they are looked up."""
 
     @torch.no_grad()
-    def start(self, x: Tensor, valid: Tensor) -> None:
-        """Take the codes from k-means over the first batch that holds a valid row, in training or not."""
+    def start(self, x: Tensor, valid: Callable[[], Tensor]) -> None:
+        """Take the codes from k-means over the first batch that holds a valid row, in training or not.
+
+        x: (H, N, D) float32; valid: gives (H, N) bool.
+        """
         if self._started:
             return
         if not bool(self.initted):
-            found = kmeans(x, valid, self.size, self.kmeans_iters, key=key_of(self.cluster_size), cosine=self.cosine)
+            found = kmeans(
+                x,
+                valid(),
+                self.codebook_size,
+                self.options.kmeans_iters,
+                key=key_of(self.cluster_size),
+                cosine=self.options.use_cosine_sim,
+                synchronized=self.synchronized and self.options.sync_kmeans,
+            )
             if found is None:
                 return
             means, counts = found
-            self.cluster_size[0].copy_(counts)
-            self.embed_avg[0].copy_(means * counts[:, None])
-            self._refresh()
+            self.cluster_size.copy_(counts)
+            self.embed_avg.copy_(means * counts[..., None])
+            self.update_ema()
             self.initted.fill_(True)
         self._started = True
 
+    def wants_statistics(self, ema_update: bool | None = None) -> bool:
+        """Whether a training step would use any; a call's `ema_update` overrides the codebook's."""
+        return bool(self.options.ema_update if ema_update is None else ema_update) or self.replaces_dead_codes
+
     @torch.no_grad()
-    def update(self, x: Tensor, indices: Tensor, valid: Tensor) -> None:
-        """One training step: moving averages, codes, dead codes; one all-reduce.
+    def local_statistics(self, x: Tensor, indices: Tensor, mask: Tensor | None = None) -> CodeStatistics:
+        """Of this rank's rows: counts and sums by code, and rows for dead codes if those are replaced.
 
-        x: (N, D) float32; indices: (N,) int64 in [0, K); valid: (N,) bool: the rows that count.
+        x: (H, N, D) float32, of which rows that are not finite count nothing; indices: (H, N) int64, -1 counts
+        nothing; mask: (H, N) bool, False counts nothing.
         """
-        replaces = self.dead_code_threshold > 0
-        if not (self.ema_update or replaces):
-            return
-        parts = list(code_statistics(x, indices, valid, self.size))
-        if replaces:
-            parts += self._candidates(x, valid)
-        counts, sums, *candidates = all_reduce_packed(parts)
+        if mask is not None:
+            indices = torch.where(mask, indices, -1)
+        sums, counts = code_sums(x, indices, self.codebook_size, heads=True)
+        sums = self._into_codebook_space(sums, counts[..., None])
+        if not (self.replaces_dead_codes and self.training):
+            return CodeStatistics(counts, sums)
+        valid = finite_rows(x) if mask is None else finite_rows(x) & mask
+        rows, filled = replacement_rows(x, valid, self.cluster_size, synchronized=self.synchronized)
+        return CodeStatistics(counts, sums, self._into_codebook_space(rows, filled[..., None]), filled)
+
+    @torch.no_grad()
+    def apply_statistics(
+        self,
+        statistics: CodeStatistics,
+        *,
+        weight: EmaWeight | None = None,
+        accumulate: bool = False,
+        ema_update: bool | None = None,
+    ) -> None:
+        """One training step from the statistics of all ranks: moving averages, codes, dead codes.
+
+        weight: of this step in the moving averages, by code: (K,) or (H, K), or a function of sums and counts.
+        accumulate: only keep the statistics; the next step that does not accumulate adds them to its own.
+        """
+        counts, sums, rows, filled = statistics
         # A sum that overflowed would poison its code for good.
-        finite = sums.isfinite().all(dim=-1)
-        self.cluster_size[0].lerp_(torch.where(finite, counts, 0.0), 1 - self.decay)
-        self.embed_avg[0].lerp_(torch.where(finite[:, None], sums, 0.0), 1 - self.decay)
-        if self.ema_update:
-            self._refresh()
-        if replaces:
-            self._replace_dead(*candidates)
+        finite = finite_rows(sums)
+        counts = torch.where(finite, counts, 0.0)
+        sums = torch.where(finite[..., None], sums, 0.0)
+        self.age.add_(1).masked_fill_(counts > 0, 0)
+        if callable(weight):
+            weight = weight(sums, counts)
+        for average, new in ((self.cluster_size, counts), (self.embed_avg, sums)):
+            if average.grad is not None:
+                new = new + average.grad
+            average.grad = new if accumulate else None
+            if not accumulate:
+                average.lerp_(new, self._rate(weight, average))
+        if accumulate:
+            return
+        if (self.options.ema_update if ema_update is None else ema_update) and not self.options.manual_ema_update:
+            self.update_ema()
+        if rows is not None and filled is not None:
+            self._replace_dead(rows, filled)
 
-    def _normalized(self, vectors: Tensor) -> Tensor:
-        return normalize(vectors, dim=-1, eps=1e-6) if self.cosine else vectors
-
-    def _refresh(self) -> None:
+    @torch.no_grad()
+    def update_ema(self) -> None:
         """Set each code to its mean: the moving sum over the moving count, Laplace-smoothed so that none is 0."""
         total = self.cluster_size.sum(dim=-1, keepdim=True)
-        counts = (self.cluster_size + self.eps) / (total + self.size * self.eps) * total
+        counts = (self.cluster_size + self.options.eps) / (total + self.codebook_size * self.options.eps) * total
         means = self._normalized(self.embed_avg / counts[..., None])
         self.embed.copy_(torch.where(total[..., None] > 0, means, self.embed))
 
-    def _candidates(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """A batch row for every code, dead or not, so that shapes are fixed: (K, D), and how many ranks gave one (K,).
+    @torch.no_grad()
+    def expire_codes_(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Replace the dead codes by rows of x at once, in training; on several ranks, each code by the row of one.
 
-        The ranks are taken to hold equally many rows; where they do not, a slot at a border may get none or two, and
-        its code waits for the next step.
+        x: (H, N, D), of length 1 with cosine similarity; mask: (H, N) bool.
         """
-        if x.shape[0] == 0:
-            return x.new_zeros(self.size, self.dim), x.new_zeros(self.size)
-        rank, world_size = rank_and_world_size()
-        held = valid.sum()
-        rows, filled = stratified_rows(
-            valid,
-            self.size,
-            key_of(self.cluster_size),
-            offset=rank * held,
-            total=world_size * held,
-            distinct=True,
-        )
-        return torch.where(filled[:, None], x[rows], 0.0), filled.to(x.dtype)
+        if not (self.replaces_dead_codes and self.training):
+            return
+        x = x.to(torch.float32)
+        valid = finite_rows(x) if mask is None else finite_rows(x) & mask
+        rows, filled = replacement_rows(x, valid, self.cluster_size, synchronized=False)
+        self._replace_dead(self._into_codebook_space(rows, filled[..., None]), filled)
 
-    def _replace_dead(self, rows: Tensor, ranks: Tensor) -> None:
-        """Codes whose moving count is under the threshold become a batch row, with the threshold as their count."""
-        dead = (self.cluster_size[0] < self.dead_code_threshold) & (ranks == 1)
-        self.embed[0].copy_(torch.where(dead[:, None], rows, self.embed[0]))
-        self.embed_avg[0].copy_(torch.where(dead[:, None], rows * self.dead_code_threshold, self.embed_avg[0]))
-        self.cluster_size[0].masked_fill_(dead, self.dead_code_threshold)
+    def _rate(self, weight: Tensor | float | None, average: Tensor) -> Tensor | float:
+        rate = 1 - self.options.decay
+        if weight is None:
+            return rate
+        if not isinstance(weight, Tensor):
+            return rate * weight
+        if weight.shape not in (average.shape[:2], average.shape[1:2]):
+            raise ValueError(
+                f"VectorQuantize: ema_update_weight is {tuple(weight.shape)}, expected ({self.codebook_size},) "
+                f"or {tuple(average.shape[:2])}"
+            )
+        weight = weight.to(average).expand(average.shape[:2])
+        return rate * (weight if average.ndim == 2 else weight[..., None])
+
+    def _into_codebook_space(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """Sums (H, K, D) of rows as sums of what `embed` holds, from what `codes` gives; counts: (H, K, 1)."""
+        return sums
+
+    def _normalized(self, vectors: Tensor) -> Tensor:
+        return normalize(vectors, dim=-1, eps=1e-6) if self.options.use_cosine_sim else vectors
+
+    def _replace_dead(self, rows: Tensor, filled: Tensor) -> None:
+        """Dead codes become a batch row, with the threshold as their count."""
+        threshold = self.options.threshold_ema_dead_code
+        replaced = dead(self.cluster_size, filled, threshold)
+        self.embed.copy_(torch.where(replaced[..., None], rows, self.embed))
+        self.embed_avg.copy_(torch.where(replaced[..., None], rows * threshold, self.embed_avg))
+        self.cluster_size.masked_fill_(replaced, threshold)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
         """Move between devices, but keep float32: `.bfloat16()` would make the moving averages stand still."""
 
-        def keep_float32(tensor: Tensor) -> Tensor:
+        def keep_dtype(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(keep_float32, recurse)
+        return super()._apply(keep_dtype, recurse)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in ("cluster_size", "embed_avg", "embed"):
-            if prefix + name in state_dict:
-                state_dict[prefix + name] = state_dict[prefix + name].to(torch.float32)
+        for name, value in state_dict.items():
+            if name.startswith(prefix) and value.is_floating_point():
+                state_dict[name] = value.to(torch.float32)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if not self.initted.is_meta:
             self._started = bool(self.initted)
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, size={self.size}"
+        return f"dim={self.dim}, codebook_size={self.codebook_size}, num_codebooks={self.num_codebooks}"
+
+
+def take_codes(codes: Tensor, indices: Tensor) -> Tensor:
+    """The codes of indices, head by head: codes (H, K, D), indices (H, ...) int64 -> (H, ..., D)."""
+    heads, size, dim = codes.shape
+    if heads > 1:
+        first = size * torch.arange(heads, device=indices.device)
+        indices = indices + first.view(-1, *(1 for _ in indices.shape[1:]))
+    return embedding(indices, codes.reshape(heads * size, dim))

@@ -27,6 +27,13 @@ def key_of(state: Tensor) -> Tensor:
     return _mix((_mix(words) * (2 * counters + 1)).sum() & _WORD)
 
 
+def head_keys(key: Tensor, heads: int) -> Tensor:
+    """A key for each of H codebooks, (H,) int64; one codebook keeps the key itself."""
+    if heads == 1:
+        return key[None]
+    return keyed_words(key, torch.arange(heads, device=key.device), 2)
+
+
 def stratified_rows(
     valid: Tensor, slots: int, key: Tensor, *, offset: Tensor | int, total: Tensor | int, distinct: bool
 ) -> tuple[Tensor, Tensor]:

@@ -8,46 +8,57 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ferrovae.nn.quantizers.code_statistics import all_reduce_packed, code_statistics, rank_and_world_size
-from ferrovae.nn.quantizers.keyed_sampling import stratified_rows
-from ferrovae.ops import nearest_code
+from ferrovae.nn.quantizers.keyed_sampling import head_keys, stratified_rows
+from ferrovae.nn.quantizers.rank_sum import all_reduce_packed, rank_and_world_size
+from ferrovae.ops import code_sums, nearest_code
 
 
 def kmeans(
-    x: Tensor, valid: Tensor, size: int, iterations: int, *, key: Tensor, cosine: bool
+    x: Tensor, valid: Tensor, size: int, iterations: int, *, key: Tensor, cosine: bool, synchronized: bool = True
 ) -> tuple[Tensor, Tensor] | None:
-    """Cluster the valid rows of all ranks together; every rank gets the same answer and must call.
+    """Cluster the valid rows of all ranks together, each head by itself; every rank gets the same answer.
 
     Args:
-        x: (N, D) float32; valid: (N,) bool. A rank may hold none.
+        x: (H, N, D) float32; valid: (H, N) bool. A rank may hold none.
         size: K, the number of clusters; it may exceed the number of rows, whose means then start as duplicates.
         iterations: Lloyd steps, >= 1. A mean that attracts no row stays where it is.
         key: int64 []: fixes the rows the means start from.
         cosine: assign by the largest inner product and keep the means at length 1; x has length 1 then.
+        synchronized: over all ranks, which must all call; otherwise over this one's rows.
 
     Returns:
-        means (K, D) and counts (K,), float32, the counts those of the last assignment; None if no rank holds a row.
+        means (H, K, D) and counts (H, K), float32, the counts those of the last assignment; None if some head has no
+        row on any rank.
     """
-    rank, world_size = rank_and_world_size()
-    rows_per_rank = torch.zeros(world_size, device=x.device)
-    rows_per_rank[rank] = valid.sum()
-    rows_per_rank = all_reduce_packed([rows_per_rank])[0].to(torch.int64)
-    total = int(rows_per_rank.sum())
-    if total == 0:
+    rank, world_size = rank_and_world_size() if synchronized else (0, 1)
+
+    def over_ranks(*tensors: Tensor) -> list[Tensor]:
+        return all_reduce_packed(tensors) if synchronized else list(tensors)
+
+    heads, _, dim = x.shape
+    held = torch.zeros(world_size, heads, dtype=torch.float64, device=x.device)
+    held[rank] = valid.sum(dim=1)
+    held = over_ranks(held)[0].to(torch.int64)
+    totals = held.sum(dim=0).tolist()
+    if min(totals) == 0:
         return None
-    if total < size:
-        warnings.warn(f"k-means start: {total} vectors for a codebook of {size} codes", stacklevel=2)
-    means = x.new_zeros(size, x.shape[1])
-    if x.shape[0] > 0:
-        rows, filled = stratified_rows(valid, size, key, offset=rows_per_rank[:rank].sum(), total=total, distinct=False)
-        means = torch.where(filled[:, None], x[rows], 0.0)
-    means = all_reduce_packed([means])[0]
-    counts = means.new_zeros(size)
+    if min(totals) < size:
+        warnings.warn(f"k-means start: {min(totals)} vectors for a codebook of {size} codes", stacklevel=2)
+    means = x.new_zeros(heads, size, dim)
+    if x.shape[1] > 0:
+        for head, head_key in enumerate(head_keys(key, heads)):
+            rows, filled = stratified_rows(
+                valid[head], size, head_key, offset=held[:rank, head].sum(), total=totals[head], distinct=False
+            )
+            means[head] = torch.where(filled[:, None], x[head][rows], 0.0)
+    (means,) = over_ranks(means)
+    counts = means.new_zeros(heads, size)
     for _ in range(iterations):
         indices = nearest_code(x, means, metric="dot" if cosine else "euclidean")
-        counts, sums = all_reduce_packed(code_statistics(x, indices, valid, size))
-        moved = sums / counts.clamp(min=1)[:, None]
+        sums, counts = code_sums(x, torch.where(valid, indices, -1), size, heads=True)
+        sums, counts = over_ranks(sums, counts)
+        moved = sums / counts.clamp(min=1)[..., None]
         if cosine:
             moved = normalize(moved, dim=-1, eps=1e-6)
-        means = torch.where(counts[:, None] > 0, moved, means)
+        means = torch.where(counts[..., None] > 0, moved, means)
     return means, counts

@@ -1,0 +1,33 @@
+"""An optimizer of the codebook's own, which takes a step inside the forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ferrovae.nn.quantizers.rank_sum import RankSum
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+def accumulate_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+    """Add the loss's gradients to those of the parameters, and to no other's."""
+    learnt = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter, grad in zip(learnt, torch.autograd.grad(loss, learnt, allow_unused=True), strict=True):
+        if grad is not None:
+            parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+
+
+def take_step(optimizer: Optimizer, parameters: Iterable[nn.Parameter], sum_over_ranks: RankSum | None) -> None:
+    """A step along the mean of the ranks' gradients, which are then gone."""
+    learnt = [parameter for parameter in parameters if parameter.grad is not None]
+    if sum_over_ranks is not None and learnt:
+        grads = [parameter.grad for parameter in learnt if parameter.grad is not None]
+        shares = sum_over_ranks([*grads, grads[0].new_ones(1)])
+        for parameter, total in zip(learnt, shares, strict=False):
+            parameter.grad = total / shares[-1]
+    optimizer.step()
+    optimizer.zero_grad()
