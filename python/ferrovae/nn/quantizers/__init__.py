@@ -17,10 +17,7 @@ from ferrovae.nn.quantizers.residual_fsq import (
 from ferrovae.nn.quantizers.sequential import Sequential
 from ferrovae.nn.quantizers.sim_vq import SimVQ
 from ferrovae.nn.quantizers.usage import CodebookUsage
-from ferrovae.nn.quantizers.vector_quantize import (
-    LossBreakdown,
-    VectorQuantize,
-)
+from ferrovae.nn.quantizers.vector_quantize import VectorQuantize
 
 __all__ = [
     "FSP",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ferrovae.nn.quantizers.checks import check_floating, require
-from ferrovae.nn.quantizers.code_statistics import all_reduce_packed
 from ferrovae.nn.quantizers.mixed_radix import check_indices, digits_to_indices, indices_to_digits, radix_buffers
+from ferrovae.nn.quantizers.rank_sum import all_reduce_packed
 from ferrovae.ops import code_sums, nearest_code
 
 

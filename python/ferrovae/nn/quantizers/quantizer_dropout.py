@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ferrovae.nn.quantizers.checks import require
-from ferrovae.nn.quantizers.code_statistics import rank_and_world_size
 from ferrovae.nn.quantizers.keyed_sampling import key_of, keyed_words
+from ferrovae.nn.quantizers.rank_sum import rank_and_world_size
 
 
 def draw_last_stage(

@@ -1,4 +1,4 @@
-"""Sign codes and their numbers: bit i of a number says whether entry i of the code is positive, the first bit largest."""
+"""Sign codes and their numbers: bit i says whether entry i of the code is positive, the first bit the largest."""
 
 from __future__ import annotations
 

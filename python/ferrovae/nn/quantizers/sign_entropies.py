@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ferrovae.nn.quantizers.code_statistics import rank_and_world_size
+from ferrovae.nn.quantizers.rank_sum import rank_and_world_size
 from ferrovae.ops import sign_code_entropy, sign_code_mean
 from ferrovae.ops.sign_code_mean import MOST_BITS
 
