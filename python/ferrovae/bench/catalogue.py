@@ -12,7 +12,7 @@ from types import ModuleType
 from ferrovae.bench import shapes
 
 # Benchmarks of something that is not an operation, with a `main(arguments)` of their own.
-PROGRAMS = ("loader",)
+PROGRAMS = ("loader", "quantizers")
 
 Plan = list[tuple[str, dict[str, int]]]
 

@@ -19,6 +19,7 @@ from ferrovae.bench.show import promise, shape, size
 
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 # What is named in a caption beside torch: packages, if a provider's name has the word.
+_PEERS = ("vector-quantize-pytorch",)
 _SOFTWARE = (("faiss-cpu", "faiss"), ("faiss-gpu", "faiss"), ("vector-quantize-pytorch", "vector-quantize-pytorch"))
 
 
@@ -46,6 +47,8 @@ def render(name: str, folder: Path) -> str:
     found = json.loads(path.read_text(encoding="utf-8"))
     if results.is_results(found):
         return operation(found)
+    if "quantizers" in found:
+        return quantizers(found)
     if "ratios" in found:
         return loader(found)
     raise ValueError(f"tables: {path.name} holds no table")
@@ -110,6 +113,24 @@ def loader(found: dict[str, Any]) -> str:
     batch = f"batch {found['batch']}, float32, {found['threads']} threads"
     caption = f"Images/s as a multiple, {found['data']}, {batch}; {where}."
     return _table(["loader: ours / theirs", "ratio"], rows) + f"\n\n{caption}"
+
+
+def quantizers(found: dict[str, Any]) -> str:
+    """What a VQ-VAE reaches with every quantizer."""
+    peer = next((row["train_cpu_seconds"] for row in found["quantizers"] if row["quantizer"] in _PEERS), None)
+    rows = []
+    for row in found["quantizers"]:
+        share = "" if peer is None else f"{row['train_cpu_seconds'] / peer:.2f}"
+        use = f"{row['perplexity']:.0f} of {row['codes']}"
+        rows.append([f"`{row['quantizer']}`", f"{row['squared_error']:.5f}", use, share])
+    machine = found["machine"]
+    caption = (
+        f"{found['data']}, {found['epochs']} epochs, networks of width {found['width']}, "
+        f"{found['quantizers'][0]['images']} test images; training: CPU time, one thread, as a share of the peer's; "
+        f"{machine['processor']}, torch {machine['torch']}."
+    )
+    header = ["--quantizer", "squared error per pixel", "perplexity", "training time"]
+    return _table(header, rows) + f"\n\n{caption}"
 
 
 def software(found: dict[str, Any]) -> str:
