@@ -214,7 +214,7 @@ def test_complaints_about_inputs():
         layer(torch.randn(2, 3, 3, 4))
     with pytest.raises(ValueError, match=re.escape("LFQ: x is (4,), expected (B, ..., 4)")):
         layer(x[0, 0])
-    with pytest.raises(TypeError, match="LFQ: x is torch.int64"):
+    with pytest.raises(TypeError, match=r"LFQ: x is torch.int64"):
         layer(x.long())
     with pytest.raises(ValueError, match=re.escape("LFQ: mask is (9,), expected (2, 9)")):
         layer(x, mask=torch.ones(9, dtype=torch.bool))

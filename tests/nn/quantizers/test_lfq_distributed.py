@@ -33,7 +33,9 @@ def batches(case):
     rows = [torch.randn(1, count, 12, generator=generator) + rank for rank, count in enumerate(counts)]
     if case != "masked":
         return rows, [None, None]
-    return rows, [torch.rand(1, count, generator=generator) > share for count, share in zip(counts, (0.2, 0.7))]
+    return rows, [
+        torch.rand(1, count, generator=generator) > share for count, share in zip(counts, (0.2, 0.7), strict=True)
+    ]
 
 
 def step(layer, x, mask):

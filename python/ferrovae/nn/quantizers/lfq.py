@@ -220,9 +220,12 @@ class LFQ(nn.Module):
             ValueError: an index is out of range. TypeError: they are not integers.
         """
         check_indices(self, indices, self.codebook_size)
-        channel_first = self._is_channel_first(indices.ndim + (0 if self.keep_num_codebooks_dim else 1))
         if not self.keep_num_codebooks_dim:
             indices = indices[..., None]
+        return self.output_of_indices(indices, self.is_channel_first(indices.ndim), project_out)
+
+    def output_of_indices(self, indices: Tensor, channel_first: bool, project_out: bool = True) -> Tensor:
+        """The same of indices (B, ..., C) that are known to be in range."""
         codes = self._codes(bits_of_indices(indices, self.mask), self.dtype)
         codes = self._rotated_back(codes).flatten(-2)
         if project_out:
@@ -254,7 +257,7 @@ class LFQ(nn.Module):
             ValueError: x or mask has another shape, T is not positive. TypeError: x is not floating point, or mask not
                 bool.
         """
-        channel_first = self._is_channel_first(x.ndim)
+        channel_first = self.is_channel_first(x.ndim)
         where = f"(B, {self.dim}, ...)" if channel_first else f"(B, ..., {self.dim})"
         check_channels(self, x, self.dim, 1 if channel_first else -1, where)
         require(self, x.ndim >= 2, f"x is {tuple(x.shape)}, expected {where}")
@@ -325,7 +328,8 @@ class LFQ(nn.Module):
     def _rotated_back(self, codes: Tensor) -> Tensor:
         return codes @ self.orthogonal_rot.t() if self.orthogonal_rotation else codes
 
-    def _is_channel_first(self, ndim: int) -> bool:
+    def is_channel_first(self, ndim: int) -> bool:
+        """Whether an input of so many axes has its channels on axis 1."""
         return ndim >= 4 if self.channel_first is None else self.channel_first
 
     def _rows(self, mask: Tensor, x: Tensor) -> Tensor:

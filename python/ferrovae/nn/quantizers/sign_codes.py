@@ -1,4 +1,4 @@
-"""Sign codes and their numbers: bit i of a number says whether entry i of the code is positive, the first bit largest."""
+"""Sign codes and their numbers: a bit says whether an entry of the code is positive, the first bit most significant."""
 
 from __future__ import annotations
 
@@ -40,4 +40,4 @@ def check_indices(layer: nn.Module, indices: Tensor, size: int) -> None:
     if torch.compiler.is_compiling() or indices.numel() == 0:
         return
     low, high = indices.min().item(), indices.max().item()
-    require(layer, 0 <= low and high < size, f"indices are from {low} to {high}, expected from 0 to {size - 1}")
+    require(layer, low >= 0 and high < size, f"indices are from {low} to {high}, expected from 0 to {size - 1}")
