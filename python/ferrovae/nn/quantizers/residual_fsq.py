@@ -157,12 +157,9 @@ class ResidualFSQ(QuantizerDropout):
             TypeError: x is not floating point.
         """
         channel_dim = 1 if self.is_channel_first else -1
-        require(
-            self,
-            x.ndim >= 2 and x.shape[channel_dim] == self.dim,
-            f"x is {tuple(x.shape)}, expected "
-            + (f"(B, {self.dim}, ...)" if channel_dim == 1 else f"(..., {self.dim})"),
-        )
+        expected = f"(B, {self.dim}, ...)" if self.is_channel_first else f"(B, ..., {self.dim})"
+        fits = x.ndim >= 2 and x.shape[channel_dim] == self.dim
+        require(self, fits, f"x is {tuple(x.shape)}, expected {expected}")
         check_floating(self, "x", x)
         z = self.project_in(x.movedim(channel_dim, -1))
         with torch.autocast(z.device.type, enabled=False):
