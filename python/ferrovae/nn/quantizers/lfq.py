@@ -12,13 +12,13 @@ from torch.nn.functional import normalize, softplus
 
 from ferrovae.nn.quantizers.checks import check_channels, check_floating, require
 from ferrovae.nn.quantizers.cosine_sim_linear import CosineSimLinear
+from ferrovae.nn.quantizers.mixed_radix import check_indices
 from ferrovae.nn.quantizers.sign_codes import (
     MOST_BITS,
     MOST_BITS_OF_A_TABLE,
     all_bits,
     bit_values,
     bits_of_indices,
-    check_indices,
     indices_of_bits,
 )
 from ferrovae.nn.quantizers.sign_entropies import sign_entropies
@@ -226,11 +226,14 @@ class LFQ(nn.Module):
 
     def output_of_indices(self, indices: Tensor, channel_first: bool, project_out: bool = True) -> Tensor:
         """The same of indices (B, ..., C) that are known to be in range."""
-        codes = self._codes(bits_of_indices(indices, self.mask), self.dtype)
-        codes = self._rotated_back(codes).flatten(-2)
+        codes = self.codes_of_indices(indices).flatten(-2)
         if project_out:
             codes = self.project_out(codes)
         return codes.movedim(-1, 1) if channel_first else codes
+
+    def codes_of_indices(self, indices: Tensor) -> Tensor:
+        """The code of each index by itself, known to be in range: (...) -> (..., d)."""
+        return self._rotated_back(self._codes(bits_of_indices(indices, self.mask), self.dtype))
 
     def forward(
         self,
