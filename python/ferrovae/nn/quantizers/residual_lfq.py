@@ -210,7 +210,7 @@ class GroupedResidualLFQ(GroupedResidual):
         mask: Tensor | None = None,
         return_all_codes: bool = False,
         rand_quantize_dropout_fixed_seed: int | Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
         """Quantize each group by its own stack; all keep equally many stages.
 
         Args:
@@ -220,7 +220,8 @@ class GroupedResidualLFQ(GroupedResidual):
             rand_quantize_dropout_fixed_seed: fixes how many stages are kept, where they are dropped.
 
         Returns:
-            quantized, shaped as x; indices (G, B, ..., Q); losses (G, Q); if asked for, codes (G, Q, B, ..., d).
+            quantized, shaped as x; indices (G, B, ..., Q); losses (G, Q); if asked for, a tuple of each group's codes,
+            (Q, B, ..., d).
         """
         seed = rand_quantize_dropout_fixed_seed
         seed = self.dropout_seed(x.device) if seed is None else seed
@@ -230,4 +231,4 @@ class GroupedResidualLFQ(GroupedResidual):
         results = [rvq(part, mask, return_all_codes, seed) for rvq, part in zip(self._stacks(), parts, strict=True)]
         quantized, indices, losses, *codes = zip(*results, strict=True)
         out = self.join(quantized, grid), self.stack(indices, grid), self.stack(losses, None)
-        return (*out, self.stack(codes[0], grid, tokens=2)) if codes else out
+        return (*out, tuple(self.stack(codes[0], grid, tokens=2))) if codes else out
