@@ -123,7 +123,7 @@ def test_autocast():
     assert (quantized.dtype, losses.dtype) == (torch.bfloat16, torch.float32)
 
 
-@pytest.mark.parametrize("by_sample", [False, True])
+@pytest.mark.parametrize("by_sample", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compiled_whole(by_sample):
     torch.compiler.reset()
     layer = GroupedResidualLFQ(
@@ -163,5 +163,7 @@ def test_complaints():
         layer.get_codes_from_indices(torch.tensor([[[-2, 3]]]))
     with pytest.raises(ValueError, match="only quantize_dropout=True trains for fewer"):
         layer.get_codes_from_indices(torch.zeros(1, 3, 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match=re.escape("ResidualLFQ: mask is (9,), expected (2, 9)")):
+        layer(torch.randn(2, 9, 4), mask=torch.ones(9, dtype=torch.bool))
     with pytest.raises(ValueError, match="GroupedResidualLFQ: dim is 5 and groups 2"):
         GroupedResidualLFQ(dim=5, groups=2, num_quantizers=2, codebook_size=16)

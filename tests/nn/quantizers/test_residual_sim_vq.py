@@ -75,7 +75,7 @@ def test_precision(dtype):
     torch.testing.assert_close(layer.get_output_from_indices(indices), quantized, rtol=5e-2, atol=5e-2)
 
 
-@pytest.mark.parametrize("by_sample", [False, True])
+@pytest.mark.parametrize("by_sample", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compiled_whole(by_sample):
     torch.compiler.reset()
     layer = ResidualSimVQ(

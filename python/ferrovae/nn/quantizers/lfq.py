@@ -267,7 +267,7 @@ class LFQ(nn.Module):
         check_floating(self, "x", x)
         if channel_first:
             x = x.movedim(1, -1)
-        rows = None if mask is None else self._rows(mask, x)
+        rows = None if mask is None else flat_mask(self, mask, x)
         x = self.project_in(x)
         if self.soft_clamp_input_value is not None:
             x = (x / self.soft_clamp_input_value).tanh() * self.soft_clamp_input_value
@@ -335,16 +335,22 @@ class LFQ(nn.Module):
         """Whether an input of so many axes has its channels on axis 1."""
         return ndim >= 4 if self.channel_first is None else self.channel_first
 
-    def _rows(self, mask: Tensor, x: Tensor) -> Tensor:
-        """The mask of x (B, ..., dim), flat."""
-        if mask.dtype != torch.bool:
-            raise TypeError(f"LFQ: mask is {mask.dtype}, expected torch.bool")
-        shape = tuple(x.shape[:-1])
-        flat = (shape[0], math.prod(shape[1:]))
-        if tuple(mask.shape) not in (shape, flat):
-            expected = f"{shape}" if shape == flat else f"{shape} or {flat}"
-            raise ValueError(f"LFQ: mask is {tuple(mask.shape)}, expected {expected}")
-        return mask.reshape(-1)
+
+def flat_mask(layer: nn.Module, mask: Tensor, x: Tensor) -> Tensor:
+    """The mask of x (B, ..., D), bool of shape (B, ...) or (B, N), as (B N,).
+
+    Raises:
+        ValueError: it has another shape. TypeError: it is not bool.
+    """
+    name = type(layer).__name__
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name}: mask is {mask.dtype}, expected torch.bool")
+    shape = tuple(x.shape[:-1])
+    flat = (shape[0], math.prod(shape[1:]))
+    if tuple(mask.shape) not in (shape, flat):
+        expected = f"{shape}" if shape == flat else f"{shape} or {flat}"
+        raise ValueError(f"{name}: mask is {tuple(mask.shape)}, expected {expected}")
+    return mask.reshape(-1)
 
 
 def _sampled(rows: Tensor | None, count: int, share: float, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ferrovae.nn.quantizers.checks import check_channels, check_floating, require
 from ferrovae.nn.quantizers.grouped import GroupedResidual
-from ferrovae.nn.quantizers.lfq import LFQ
+from ferrovae.nn.quantizers.lfq import LFQ, flat_mask
 from ferrovae.nn.quantizers.mixed_radix import check_indices
 from ferrovae.nn.quantizers.quantizer_dropout import QuantizerDropout, stage_mask
 
@@ -123,7 +123,7 @@ class ResidualLFQ(QuantizerDropout):
 
         Args:
             x: (B, ..., D), or (B, D, ...) with `channel_first`; floating point.
-            mask: bool, (B, N) or the shape of x without its channels; False marks rows that take no part in the losses.
+            mask: bool, (B, N) or the shape of x without its channels; False marks rows that no loss is about.
             return_all_codes: also return the code of every stage.
             rand_quantize_dropout_fixed_seed: fixes how many stages are kept, where they are dropped: in training and
                 with gradients enabled.
@@ -143,6 +143,8 @@ class ResidualLFQ(QuantizerDropout):
         check_channels(self, x, self.dim, 1 if channel_first else -1, where)
         check_floating(self, "x", x)
         z = self.project_in(x.movedim(1, -1) if channel_first else x)
+        if mask is not None:
+            mask = flat_mask(self, mask, z).view(z.shape[:-1])
         with torch.autocast(z.device.type, enabled=False):
             quantized, indices, losses = self._quantize(
                 z.to(torch.promote_types(z.dtype, torch.float32)), mask, rand_quantize_dropout_fixed_seed
@@ -164,7 +166,7 @@ class ResidualLFQ(QuantizerDropout):
             rows = mask
             if kept is not None and kept.ndim:
                 rows = stage_mask(kept, number, z.ndim - 1).expand(z.shape[:-1])
-                rows = rows if mask is None else rows & mask.reshape(rows.shape)
+                rows = rows if mask is None else rows & mask
             codes, indices, loss = layer(residual, mask=rows)
             if kept is not None:
                 codes = torch.where(stage_mask(kept, number, codes.ndim), codes, 0.0)
@@ -226,7 +228,7 @@ class GroupedResidualLFQ(GroupedResidual):
         seed = rand_quantize_dropout_fixed_seed
         seed = self.dropout_seed(x.device) if seed is None else seed
         parts, grid = self.split(x)
-        if mask is not None and grid is not None:
+        if mask is not None and grid is not None and mask.ndim > 2:
             mask = mask.flatten(1)
         results = [rvq(part, mask, return_all_codes, seed) for rvq, part in zip(self._stacks(), parts, strict=True)]
         quantized, indices, losses, *codes = zip(*results, strict=True)
