@@ -13,6 +13,7 @@ from torch.nn.functional import normalize, softplus
 from ferrovae.nn.quantizers.checks import check_channels, check_floating, require
 from ferrovae.nn.quantizers.cosine_sim_linear import CosineSimLinear
 from ferrovae.nn.quantizers.mixed_radix import check_indices
+from ferrovae.nn.quantizers.rows import flat_mask, mean_square, random_share
 from ferrovae.nn.quantizers.sign_codes import (
     MOST_BITS,
     MOST_BITS_OF_A_TABLE,
@@ -308,13 +309,13 @@ class LFQ(nn.Module):
             entropy = softplus(entropy + self.entropy_loss_offset)
         commitment = zero
         if self.commitment_loss_weight > 0:
-            commitment = _mean_square(x.to(zero.dtype) - codes.to(zero.dtype), rows)
+            commitment = mean_square(x.to(zero.dtype) - codes.to(zero.dtype), None if rows is None else rows[:, None])
         loss = entropy * self.entropy_loss_weight + commitment * self.commitment_loss_weight
         return loss, LFQLossBreakdown(per_sample, batch, commitment)
 
     def _entropies(self, x: Tensor, inv_temperature: float | Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.frac_per_sample_entropy < 1:
-            rows = _sampled(rows, x.shape[0], self.frac_per_sample_entropy, x.device)
+            rows = random_share(rows, x.shape[0], self.frac_per_sample_entropy, x.device)
         if isinstance(inv_temperature, Tensor):
             x, inv_temperature = x * inv_temperature, 1.0
         require(self, inv_temperature > 0, f"inv_temperature is {inv_temperature}, expected a positive number")
@@ -334,39 +335,3 @@ class LFQ(nn.Module):
     def is_channel_first(self, ndim: int) -> bool:
         """Whether an input of so many axes has its channels on axis 1."""
         return ndim >= 4 if self.channel_first is None else self.channel_first
-
-
-def flat_mask(layer: nn.Module, mask: Tensor, x: Tensor) -> Tensor:
-    """The mask of x (B, ..., D), bool of shape (B, ...) or (B, N), as (B N,).
-
-    Raises:
-        ValueError: it has another shape. TypeError: it is not bool.
-    """
-    name = type(layer).__name__
-    if mask.dtype != torch.bool:
-        raise TypeError(f"{name}: mask is {mask.dtype}, expected torch.bool")
-    shape = tuple(x.shape[:-1])
-    flat = (shape[0], math.prod(shape[1:]))
-    if tuple(mask.shape) not in (shape, flat):
-        expected = f"{shape}" if shape == flat else f"{shape} or {flat}"
-        raise ValueError(f"{name}: mask is {tuple(mask.shape)}, expected {expected}")
-    return mask.reshape(-1)
-
-
-def _sampled(rows: Tensor | None, count: int, share: float, device: torch.device) -> Tensor:
-    """A random choice of floor(share V) of the V rows that count, as bool (N,); shapes depend on N alone."""
-    places = torch.randn(count, device=device).argsort()
-    if rows is None:
-        return places < int(count * share)
-    # The rows in another order, the inverse of `places`, of which the first that count are taken.
-    counting = rows[places.argsort()]
-    wanted = (rows.sum().to(torch.float64) * share).floor()
-    return (counting & (counting.cumsum(0) <= wanted))[places]
-
-
-def _mean_square(difference: Tensor, rows: Tensor | None) -> Tensor:
-    """The mean over the elements of rows that count, difference (N, C, d); 0 where there are none."""
-    if rows is None:
-        return difference.square().sum() / max(difference.numel(), 1)
-    visible = torch.where(rows[:, None, None], difference, 0.0)
-    return visible.square().sum() / (rows.sum() * difference[:1].numel()).clamp(min=1)

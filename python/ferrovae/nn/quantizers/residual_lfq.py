@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ferrovae.nn.quantizers.checks import check_channels, check_floating, require
 from ferrovae.nn.quantizers.grouped import GroupedResidual
-from ferrovae.nn.quantizers.lfq import LFQ, flat_mask
+from ferrovae.nn.quantizers.lfq import LFQ
 from ferrovae.nn.quantizers.mixed_radix import check_indices
 from ferrovae.nn.quantizers.quantizer_dropout import QuantizerDropout, stage_mask
+from ferrovae.nn.quantizers.rows import flat_mask
 
 
 class ResidualLFQ(QuantizerDropout):

@@ -10,6 +10,7 @@ from torch.nn.functional import embedding
 
 from ferrovae.nn.quantizers.checks import check_channels, check_floating, require
 from ferrovae.nn.quantizers.mixed_radix import check_indices
+from ferrovae.nn.quantizers.rows import mean_square
 from ferrovae.nn.quantizers.straight_through import rotate_to, straight_through
 from ferrovae.ops import nearest_code
 
@@ -122,15 +123,6 @@ class SimVQ(nn.Module):
         codebook = codebook.to(x.dtype)
         indices = nearest_code(x.detach(), codebook.detach())
         codes = embedding(indices, codebook)
-        to_input = _mean_square(x - codes.detach(), rows) * self.input_to_quantize_commit_loss_weight
-        loss = (_mean_square(x.detach() - codes, rows) + to_input) * self.commitment_weight
+        to_input = mean_square(x - codes.detach(), rows) * self.input_to_quantize_commit_loss_weight
+        loss = (mean_square(x.detach() - codes, rows) + to_input) * self.commitment_weight
         return rotate_to(x, codes) if self.rotation_trick else straight_through(x, codes), indices, loss
-
-
-def _mean_square(difference: Tensor, rows: Tensor | None) -> Tensor:
-    """The mean over (..., D), over the rows that count; 0 where there are none."""
-    if rows is None:
-        return difference.square().sum() / max(difference.numel(), 1)
-    rows = rows.expand(difference.shape[:-1])
-    visible = torch.where(rows[..., None], difference, 0.0)
-    return visible.square().sum() / (rows.sum() * difference.shape[-1]).clamp(min=1)
