@@ -214,7 +214,7 @@ def test_complaints_about_inputs():
         layer(torch.randn(2, 3, 3, 4))
     with pytest.raises(ValueError, match=re.escape("LFQ: x is (4,), expected (B, ..., 4)")):
         layer(x[0, 0])
-    with pytest.raises(TypeError, match="LFQ: x is torch.int64"):
+    with pytest.raises(TypeError, match=r"LFQ: x is torch.int64"):
         layer(x.long())
     with pytest.raises(ValueError, match=re.escape("LFQ: mask is (9,), expected (2, 9)")):
         layer(x, mask=torch.ones(9, dtype=torch.bool))
@@ -222,7 +222,7 @@ def test_complaints_about_inputs():
         layer(x, mask=torch.ones(2, 9))
     with pytest.raises(ValueError, match=r"LFQ: inv_temperature is 0.0, expected a positive number"):
         layer(x, 0.0)
-    with pytest.raises(ValueError, match="LFQ: indices are from -1 to 3, expected from 0 to 15"):
+    with pytest.raises(ValueError, match="LFQ: indices run from -1 to 3, expected 0 to 15"):
         layer.indices_to_codes(torch.tensor([[-1, 3]]))
-    with pytest.raises(TypeError, match=r"LFQ: indices are torch.float32"):
+    with pytest.raises(TypeError, match=r"LFQ: indices is torch.float32"):
         layer.indices_to_codes(torch.ones(2, 3))

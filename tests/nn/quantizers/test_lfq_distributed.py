@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
 
-from ferrovae.nn import LFQ
+from ferrovae.nn import LFQ, ResidualLFQ, ResidualSimVQ
 
 # Options, and how many rows of 12 channels each rank holds.
 CASES = {
@@ -33,7 +34,9 @@ def batches(case):
     rows = [torch.randn(1, count, 12, generator=generator) + rank for rank, count in enumerate(counts)]
     if case != "masked":
         return rows, [None, None]
-    return rows, [torch.rand(1, count, generator=generator) > share for count, share in zip(counts, (0.2, 0.7))]
+    return rows, [
+        torch.rand(1, count, generator=generator) > share for count, share in zip(counts, (0.2, 0.7), strict=True)
+    ]
 
 
 def step(layer, x, mask):
@@ -42,6 +45,30 @@ def step(layer, x, mask):
     _, breakdown = layer(x, 2.0, return_loss_breakdown=True, mask=mask)
     breakdown.batch_entropy.backward()
     return breakdown, [layer.project_in.weight.grad, layer.project_in.bias.grad]
+
+
+STACKS = {
+    "signs": (ResidualLFQ, {"dim": 12, "num_quantizers": 4, "codebook_size": 64, "quantize_dropout": True}),
+    "codes": (ResidualSimVQ, {"dim": 12, "num_quantizers": 4, "codebook_size": 8, "quantize_dropout": True}),
+}
+
+
+def trained_stack(name, rank):
+    """The state after some steps, and how many stages each step kept."""
+    kind, options = STACKS[name]
+    torch.manual_seed(7)
+    layer = DistributedDataParallel(kind(**options))
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    torch.manual_seed(rank)  # the ranks draw apart, and must agree on the stages all the same
+    kept = []
+    for _ in range(6):
+        x = torch.randn(2, 15 + 3 * rank, 12)
+        quantized, indices, losses = layer(x)
+        optimizer.zero_grad()
+        ((quantized - x).square().mean() + losses.sum()).backward()
+        optimizer.step()
+        kept.append(int((indices[0, 0] >= 0).sum()))
+    return layer.module.state_dict(), kept
 
 
 def run(rank, folder, compiled):
@@ -59,6 +86,8 @@ def run(rank, folder, compiled):
                 dist.all_reduce(gradient)
                 gradient /= 2
             results[case] = tuple(breakdown), gradients
+        if not compiled:
+            results["stacks"] = {name: trained_stack(name, rank) for name in STACKS}
         torch.save(results, Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -90,6 +119,16 @@ def assert_one_batch(results, case):
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_are_one_batch(results, case):
     assert_one_batch(results, case)
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_stacks_drop_the_same_stages_and_stay_equal(results, name):
+    (state, kept), (other, other_kept) = (result["stacks"][name] for result in results)
+    assert kept == other_kept
+    assert len(set(kept)) > 1
+    for key, tensor in state.items():
+        assert torch.equal(tensor, other[key]), key
+        assert tensor.isfinite().all()
 
 
 @pytest.mark.slow

@@ -113,5 +113,5 @@ def test_complaints():
         layer(torch.randn(2, 9, 3))
     with pytest.raises(TypeError, match=r"SimVQ: x is torch.int64"):
         layer(torch.ones(2, 9, 4, dtype=torch.int64))
-    with pytest.raises(ValueError, match="SimVQ: indices are from 0 to 8, expected from 0 to 7"):
+    with pytest.raises(ValueError, match="SimVQ: indices run from 0 to 8, expected 0 to 7"):
         layer.indices_to_codes(torch.arange(9)[None])

@@ -1,6 +1,11 @@
 """Quantizers: layers that replace vectors by codes, with the interface and state_dict of vector-quantize-pytorch."""
 
 from ferrovae.nn.quantizers.binary_mapper import BinaryMapper
+from ferrovae.nn.quantizers.evo_lfq import (
+    EvoLFQ,
+    EvoLFQResult,
+    EvoLFQReturn,
+)
 from ferrovae.nn.quantizers.fsp import FSP
 from ferrovae.nn.quantizers.fsq import FSQ
 from ferrovae.nn.quantizers.latent_quantize import LatentQuantize
@@ -14,6 +19,11 @@ from ferrovae.nn.quantizers.residual_fsq import (
     GroupedResidualFSQ,
     ResidualFSQ,
 )
+from ferrovae.nn.quantizers.residual_lfq import (
+    GroupedResidualLFQ,
+    ResidualLFQ,
+)
+from ferrovae.nn.quantizers.residual_sim_vq import ResidualSimVQ
 from ferrovae.nn.quantizers.sequential import Sequential
 from ferrovae.nn.quantizers.sim_vq import SimVQ
 from ferrovae.nn.quantizers.usage import CodebookUsage
@@ -25,12 +35,18 @@ __all__ = [
     "LFQ",
     "BinaryMapper",
     "CodebookUsage",
+    "EvoLFQ",
+    "EvoLFQResult",
+    "EvoLFQReturn",
     "GroupedResidualFSQ",
+    "GroupedResidualLFQ",
     "LFQLossBreakdown",
     "LFQReturn",
     "LatentQuantize",
     "LossBreakdown",
     "ResidualFSQ",
+    "ResidualLFQ",
+    "ResidualSimVQ",
     "Sequential",
     "SimVQ",
     "VectorQuantize",

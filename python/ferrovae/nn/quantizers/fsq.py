@@ -199,12 +199,9 @@ class FSQ(nn.Module):
             TypeError: z is not floating point.
         """
         channel_dim = 1 if z.ndim >= 4 or self.channel_first else -1
-        require(
-            self,
-            z.ndim >= 2 and z.shape[channel_dim] == self.dim,
-            f"z is {tuple(z.shape)}, expected "
-            + (f"(B, {self.dim}, ...)" if channel_dim == 1 else f"(B, N, {self.dim}) or (B, {self.dim})"),
-        )
+        expected = f"(B, {self.dim}, ...)" if channel_dim == 1 else f"(B, N, {self.dim}) or (B, {self.dim})"
+        fits = z.ndim >= 2 and z.shape[channel_dim] == self.dim
+        require(self, fits, f"z is {tuple(z.shape)}, expected {expected}")
         check_floating(self, "z", z)
         z = self.project_in(z.movedim(channel_dim, -1))
         codes, indices = self.quantize_channels(z.unflatten(-1, (self.num_codebooks, self.codebook_dim)))

@@ -94,12 +94,15 @@ class GroupedResidual(nn.Module):
         return torch.cat(list(parts), dim=-1).mT.unflatten(2, grid)
 
     def stack(self, parts: Sequence[Tensor], grid: tuple[int, ...] | None, tokens: int = 1) -> Tensor:
-        """The groups' results on a new first axis; `tokens` is the axis of a result that holds the N of a grid.
+        """The groups' results on a new first axis, restored as by `restore`: indices, or losses (pass no grid)."""
+        return torch.stack(self.restore(parts, grid, tokens))
 
-        Indices (B, N, Q) have it at 1, codes (Q, B, N, D) at 2. Losses have none: pass no grid.
+    def restore(self, parts: Sequence[Tensor], grid: tuple[int, ...] | None, tokens: int = 1) -> tuple[Tensor, ...]:
+        """Each group's result with its axis `tokens`, which holds the N of a grid, as that grid.
+
+        Indices (B, N, Q) have it at 1, codes (Q, B, N, d), which `forward` returns as a tuple of groups, at 2.
         """
-        stacked = torch.stack(list(parts))
-        return stacked if grid is None else stacked.unflatten(tokens + 1, grid)
+        return tuple(part if grid is None else part.unflatten(tokens, grid) for part in parts)
 
     def dropout_seed(self, device: torch.device | str | None) -> Tensor | None:
         """One seed of quantizer dropout for all groups, so that they keep equally many stages; None if none drops."""

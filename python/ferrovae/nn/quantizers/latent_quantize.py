@@ -113,11 +113,11 @@ class LatentQuantize(nn.Module):
 
     def quantization_loss(self, z: Tensor, zhat: Tensor, reduce: str = "mean") -> Tensor:
         """(sg(zhat) - z)^2, which trains z; `reduce`: mean, sum or none."""
-        return nn.functional.mse_loss(zhat.detach(), z, reduction=reduce)
+        return _squared_error(self, zhat.detach(), z, reduce)
 
     def commitment_loss(self, z: Tensor, zhat: Tensor, reduce: str = "mean") -> Tensor:
         """(sg(z) - zhat)^2, which trains zhat; `reduce`: mean, sum or none."""
-        return nn.functional.mse_loss(z.detach(), zhat, reduction=reduce)
+        return _squared_error(self, z.detach(), zhat, reduce)
 
     def quantize(self, z: Tensor) -> Tensor:
         """The nearest values, with the gradient of the identity: (..., d) -> (..., d)."""
@@ -262,6 +262,13 @@ class _Constants(nn.Module):
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.buffers())
+
+
+def _squared_error(layer: LatentQuantize, target: Tensor, x: Tensor, reduce: str) -> Tensor:
+    # not mse_loss: compiled, its gradient is taken to have another memory layout than it has
+    require(layer, reduce in ("mean", "sum", "none"), f"reduce is {reduce!r}, expected mean, sum or none")
+    error = (x - target).square()
+    return error.mean() if reduce == "mean" else error.sum() if reduce == "sum" else error
 
 
 def _even_values(level: int) -> Tensor:

@@ -12,13 +12,14 @@ from torch.nn.functional import normalize, softplus
 
 from ferrovae.nn.quantizers.checks import check_channels, check_floating, require
 from ferrovae.nn.quantizers.cosine_sim_linear import CosineSimLinear
+from ferrovae.nn.quantizers.mixed_radix import check_indices
+from ferrovae.nn.quantizers.rows import flat_mask, mean_square, random_share
 from ferrovae.nn.quantizers.sign_codes import (
     MOST_BITS,
     MOST_BITS_OF_A_TABLE,
     all_bits,
     bit_values,
     bits_of_indices,
-    check_indices,
     indices_of_bits,
 )
 from ferrovae.nn.quantizers.sign_entropies import sign_entropies
@@ -220,14 +221,20 @@ class LFQ(nn.Module):
             ValueError: an index is out of range. TypeError: they are not integers.
         """
         check_indices(self, indices, self.codebook_size)
-        channel_first = self._is_channel_first(indices.ndim + (0 if self.keep_num_codebooks_dim else 1))
         if not self.keep_num_codebooks_dim:
             indices = indices[..., None]
-        codes = self._codes(bits_of_indices(indices, self.mask), self.dtype)
-        codes = self._rotated_back(codes).flatten(-2)
+        return self.output_of_indices(indices, self.is_channel_first(indices.ndim), project_out)
+
+    def output_of_indices(self, indices: Tensor, channel_first: bool, project_out: bool = True) -> Tensor:
+        """The same of indices (B, ..., C) that are known to be in range."""
+        codes = self.codes_of_indices(indices).flatten(-2)
         if project_out:
             codes = self.project_out(codes)
         return codes.movedim(-1, 1) if channel_first else codes
+
+    def codes_of_indices(self, indices: Tensor) -> Tensor:
+        """The code of each index by itself, known to be in range: (...) -> (..., d)."""
+        return self._rotated_back(self._codes(bits_of_indices(indices, self.mask), self.dtype))
 
     def forward(
         self,
@@ -254,14 +261,14 @@ class LFQ(nn.Module):
             ValueError: x or mask has another shape, T is not positive. TypeError: x is not floating point, or mask not
                 bool.
         """
-        channel_first = self._is_channel_first(x.ndim)
+        channel_first = self.is_channel_first(x.ndim)
         where = f"(B, {self.dim}, ...)" if channel_first else f"(B, ..., {self.dim})"
         check_channels(self, x, self.dim, 1 if channel_first else -1, where)
         require(self, x.ndim >= 2, f"x is {tuple(x.shape)}, expected {where}")
         check_floating(self, "x", x)
         if channel_first:
             x = x.movedim(1, -1)
-        rows = None if mask is None else self._rows(mask, x)
+        rows = None if mask is None else flat_mask(self, mask, x)
         x = self.project_in(x)
         if self.soft_clamp_input_value is not None:
             x = (x / self.soft_clamp_input_value).tanh() * self.soft_clamp_input_value
@@ -302,13 +309,13 @@ class LFQ(nn.Module):
             entropy = softplus(entropy + self.entropy_loss_offset)
         commitment = zero
         if self.commitment_loss_weight > 0:
-            commitment = _mean_square(x.to(zero.dtype) - codes.to(zero.dtype), rows)
+            commitment = mean_square(x.to(zero.dtype) - codes.to(zero.dtype), None if rows is None else rows[:, None])
         loss = entropy * self.entropy_loss_weight + commitment * self.commitment_loss_weight
         return loss, LFQLossBreakdown(per_sample, batch, commitment)
 
     def _entropies(self, x: Tensor, inv_temperature: float | Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.frac_per_sample_entropy < 1:
-            rows = _sampled(rows, x.shape[0], self.frac_per_sample_entropy, x.device)
+            rows = random_share(rows, x.shape[0], self.frac_per_sample_entropy, x.device)
         if isinstance(inv_temperature, Tensor):
             x, inv_temperature = x * inv_temperature, 1.0
         require(self, inv_temperature > 0, f"inv_temperature is {inv_temperature}, expected a positive number")
@@ -325,35 +332,6 @@ class LFQ(nn.Module):
     def _rotated_back(self, codes: Tensor) -> Tensor:
         return codes @ self.orthogonal_rot.t() if self.orthogonal_rotation else codes
 
-    def _is_channel_first(self, ndim: int) -> bool:
+    def is_channel_first(self, ndim: int) -> bool:
+        """Whether an input of so many axes has its channels on axis 1."""
         return ndim >= 4 if self.channel_first is None else self.channel_first
-
-    def _rows(self, mask: Tensor, x: Tensor) -> Tensor:
-        """The mask of x (B, ..., dim), flat."""
-        if mask.dtype != torch.bool:
-            raise TypeError(f"LFQ: mask is {mask.dtype}, expected torch.bool")
-        shape = tuple(x.shape[:-1])
-        flat = (shape[0], math.prod(shape[1:]))
-        if tuple(mask.shape) not in (shape, flat):
-            expected = f"{shape}" if shape == flat else f"{shape} or {flat}"
-            raise ValueError(f"LFQ: mask is {tuple(mask.shape)}, expected {expected}")
-        return mask.reshape(-1)
-
-
-def _sampled(rows: Tensor | None, count: int, share: float, device: torch.device) -> Tensor:
-    """A random choice of floor(share V) of the V rows that count, as bool (N,); shapes depend on N alone."""
-    places = torch.randn(count, device=device).argsort()
-    if rows is None:
-        return places < int(count * share)
-    # The rows in another order, the inverse of `places`, of which the first that count are taken.
-    counting = rows[places.argsort()]
-    wanted = (rows.sum().to(torch.float64) * share).floor()
-    return (counting & (counting.cumsum(0) <= wanted))[places]
-
-
-def _mean_square(difference: Tensor, rows: Tensor | None) -> Tensor:
-    """The mean over the elements of rows that count, difference (N, C, d); 0 where there are none."""
-    if rows is None:
-        return difference.square().sum() / max(difference.numel(), 1)
-    visible = torch.where(rows[:, None, None], difference, 0.0)
-    return visible.square().sum() / (rows.sum() * difference[:1].numel()).clamp(min=1)

@@ -157,12 +157,9 @@ class ResidualFSQ(QuantizerDropout):
             TypeError: x is not floating point.
         """
         channel_dim = 1 if self.is_channel_first else -1
-        require(
-            self,
-            x.ndim >= 2 and x.shape[channel_dim] == self.dim,
-            f"x is {tuple(x.shape)}, expected "
-            + (f"(B, {self.dim}, ...)" if channel_dim == 1 else f"(..., {self.dim})"),
-        )
+        expected = f"(B, {self.dim}, ...)" if self.is_channel_first else f"(B, ..., {self.dim})"
+        fits = x.ndim >= 2 and x.shape[channel_dim] == self.dim
+        require(self, fits, f"x is {tuple(x.shape)}, expected {expected}")
         check_floating(self, "x", x)
         z = self.project_in(x.movedim(channel_dim, -1))
         with torch.autocast(z.device.type, enabled=False):
@@ -242,7 +239,7 @@ class GroupedResidualFSQ(GroupedResidual):
         x: Tensor,
         return_all_codes: bool = False,
         rand_quantize_dropout_fixed_seed: int | Tensor | None = None,
-    ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Quantize each group by its own stack; all keep equally many stages.
 
         Args:
@@ -251,8 +248,8 @@ class GroupedResidualFSQ(GroupedResidual):
             rand_quantize_dropout_fixed_seed: fixes how many stages are kept, where they are dropped.
 
         Returns:
-            quantized, shaped as x; indices (G, B, ..., Q); if asked for, codes (G, Q, B, ..., d). With
-            `is_channel_first` indices are (G, B, Q, ...).
+            quantized, shaped as x; indices (G, B, ..., Q), or (G, B, Q, ...) with `is_channel_first`; if asked for, a
+            tuple of G tensors of codes (Q, B, ..., d).
         """
         seed = rand_quantize_dropout_fixed_seed
         seed = self.dropout_seed(x.device) if seed is None else seed
@@ -260,4 +257,4 @@ class GroupedResidualFSQ(GroupedResidual):
         results = [rvq(part, return_all_codes, seed) for rvq, part in zip(self._stacks(), parts, strict=True)]
         quantized, indices, *codes = zip(*results, strict=True)
         out = self.join(quantized, grid), self.stack(indices, grid)
-        return (*out, self.stack(codes[0], grid, tokens=2)) if codes else out
+        return (*out, self.restore(codes[0], grid, tokens=2)) if codes else out

@@ -1,11 +1,9 @@
-"""Sign codes and their numbers: bit i says whether entry i of the code is positive, the first bit the largest."""
+"""Sign codes and their numbers: a bit says whether an entry of the code is positive, the first bit most significant."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
-from ferrovae.nn.quantizers.checks import require
+from torch import Tensor
 
 # The numbers are int64, of which one bit is the sign.
 MOST_BITS = 62
@@ -31,13 +29,3 @@ def bits_of_indices(indices: Tensor, values: Tensor) -> Tensor:
 def all_bits(values: Tensor) -> Tensor:
     """The bits of every number in order: (2^d, d) bool."""
     return bits_of_indices(torch.arange(2 ** values.shape[0], device=values.device), values)
-
-
-def check_indices(layer: nn.Module, indices: Tensor, size: int) -> None:
-    """TypeError unless integers; ValueError unless all are in [0, size), which a traced graph does not look at."""
-    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise TypeError(f"{type(layer).__name__}: indices are {indices.dtype}, expected an integer dtype")
-    if torch.compiler.is_compiling() or indices.numel() == 0:
-        return
-    low, high = indices.min().item(), indices.max().item()
-    require(layer, low >= 0 and high < size, f"indices are from {low} to {high}, expected from 0 to {size - 1}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from ferrovae.nn.quantizers.checks import check_channels, check_floating, require
-from ferrovae.nn.quantizers.sign_codes import check_indices
+from ferrovae.nn.quantizers.mixed_radix import check_indices
+from ferrovae.nn.quantizers.rows import mean_square
 from ferrovae.nn.quantizers.straight_through import rotate_to, straight_through
 from ferrovae.ops import nearest_code
 
@@ -110,30 +110,19 @@ class SimVQ(nn.Module):
         check_floating(self, "x", x)
         tokens = x.movedim(1, -1) if self.channel_first else x
         with torch.autocast(x.device.type, enabled=False):
-            exact = tokens.to(torch.promote_types(x.dtype, torch.float32))
-            indices, codes = self._nearest(exact)
-            count = max(exact.numel(), 1)
-            loss = (exact.detach() - codes).square().sum() / count
-            to_input = (exact - codes.detach()).square().sum() / count
-            loss = (loss + to_input * self.input_to_quantize_commit_loss_weight) * self.commitment_weight
-            quantized = rotate_to(exact, codes) if self.rotation_trick else straight_through(exact, codes)
+            quantized, indices, loss = self.quantize_rows(tokens.to(torch.promote_types(x.dtype, torch.float32)))
         quantized = quantized.to(x.dtype)
         return quantized.movedim(-1, 1) if self.channel_first else quantized, indices, loss
 
-    def _nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The indices and codes of x (..., D)."""
-        # A linear map of fewer rows than there are codes: its gradient is cheaper through the rows alone.
-        rows_only = type(self.code_transform) is nn.Linear and math.prod(x.shape[:-1]) < self.codebook_size
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not rows_only):
-            codebook = self.codebook
+    def quantize_rows(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of x (..., D), float32 or float64; rows: bool, broadcasting to (...): those the loss is about."""
+        codebook = self.codebook
         expected = (self.codebook_size, self.dim)
-        require(
-            self,
-            tuple(codebook.shape) == expected,
-            f"codebook_transform gives {tuple(codebook.shape)}, expected {expected}",
-        )
+        if tuple(codebook.shape) != expected:
+            raise ValueError(f"SimVQ: codebook_transform gives {tuple(codebook.shape)}, expected {expected}")
         codebook = codebook.to(x.dtype)
         indices = nearest_code(x.detach(), codebook.detach())
-        if rows_only and torch.is_grad_enabled():
-            return indices, self.code_transform(embedding(indices, self.frozen_codebook)).to(x.dtype)
-        return indices, embedding(indices, codebook)
+        codes = embedding(indices, codebook)
+        to_input = mean_square(x - codes.detach(), rows) * self.input_to_quantize_commit_loss_weight
+        loss = (mean_square(x.detach() - codes, rows) + to_input) * self.commitment_weight
+        return rotate_to(x, codes) if self.rotation_trick else straight_through(x, codes), indices, loss
