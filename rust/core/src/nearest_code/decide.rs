@@ -1,7 +1,5 @@
 //! From the groups that the fast pass left of a row to its nearest codes: float32 scores, then float64.
 
-use std::ops::Range;
-
 use super::codebook::Prepared;
 use super::exact::{self, Nearest};
 use super::scan::{MOST_ROWS, SPAN, scan};
@@ -93,26 +91,6 @@ pub(super) fn among<const CODES: usize>(head: &Head, prepared: &Prepared, group:
     let list = (0..CODES).filter(|&c| scores[c] <= limit).map(|c| group * CODES + c);
     let mut winner = [0];
     exact::nearest_of(head.metric, row.x, head.codebook, list.filter(|&k| k < head.size()), &mut winner);
-    winner[0]
-}
-
-/// The winner among the codes of all groups of these ranges, which are disjoint and in increasing order.
-#[inline(always)]
-pub(super) fn among_all<const CODES: usize>(
-    head: &Head,
-    prepared: &Prepared,
-    groups: [Range<usize>; 2],
-    row: &Row,
-) -> i64 {
-    let groups = || groups.iter().flat_map(Clone::clone);
-    let least = groups().fold(f32::INFINITY, |so_far, group| so_far.min(least(&scores::<CODES>(prepared, group, row))));
-    let mut nearest = Nearest::new(1);
-    let mut limit = above(least, row.margin);
-    for group in groups() {
-        take_group::<CODES>(head, row, group, scores::<CODES>(prepared, group, row), &mut limit, &mut nearest);
-    }
-    let mut winner = [0];
-    nearest.write(&mut winner);
     winner[0]
 }
 

@@ -17,6 +17,8 @@ const LARGEST_NORM: f64 = 32767.0;
 /// No integer bias of a code is larger, and padding has this one: beyond every score.
 const LARGEST_BIAS: f64 = (1_i64 << 29) as f64;
 const NEVER: f32 = 2_147_483_520.0;
+/// No limit is higher, so that padding stays above it.
+const HIGHEST_LIMIT: i64 = NEVER as i64 - 1;
 /// Spacing of floats at 1.
 const SPACING: f64 = f32::EPSILON as f64;
 /// Bits of a score that may carry the number of a group.
@@ -111,6 +113,12 @@ impl IntegerCodes {
     pub fn groups(&self, key: i32, groups: usize) -> Range<usize> {
         let number = key as usize & ((1 << self.bits) - 1);
         number << self.shift..((number + 1) << self.shift).min(groups)
+    }
+
+    /// No code with a score above it is nearest, for a row with that smallest key.
+    #[inline(always)]
+    pub fn limit(best: i32, margin: i64) -> i32 {
+        i64::from(best).saturating_add(margin).min(HIGHEST_LIMIT) as i32
     }
 
     /// By how much the keys of two groups must differ to say which is nearer, for a row of that norm which lost `lost` in

@@ -17,6 +17,15 @@ pub(super) trait Pairs: Vector<Element = i32> {
         scale: Self::Floats,
         squares: Self::Floats,
     ) -> (Self, Self::Floats);
+    /// Which of 8 codes [steps, 8] score at most `limit`, for one row of a tile: `row` points to its first pair.
+    unsafe fn near(
+        row: *const i32,
+        width: usize,
+        codes: *const i32,
+        bias: *const i32,
+        steps: usize,
+        limit: i32,
+    ) -> u32;
     /// The bits set in `low` are those of `bits`, which has no others.
     unsafe fn with_low_bits(self, low: Self, bits: Self) -> Self;
 }
@@ -26,7 +35,7 @@ mod x86 {
     use super::super::vector::Avx512;
     use super::{Pairs, Vector};
     use std::arch::x86_64::{
-        __m512, __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm512_andnot_si512, _mm512_cvtps_epi32,
+        __m512, __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_add_epi32, _mm256_cmple_epi32_mask, _mm256_dpwssd_epi32, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_setzero_si256, _mm512_andnot_si512, _mm512_cvtps_epi32,
         _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_mask_blend_epi16, _mm512_max_epi32,
         _mm512_min_epi32, _mm512_mul_ps, _mm512_or_si512, _mm512_roundscale_ps, _mm512_set1_epi32,
         _mm512_slli_epi32, _mm512_storeu_si512, _mm512_sub_ps,
@@ -86,6 +95,35 @@ mod x86 {
                 let (high, squares) = rounded(_mm512_mul_ps(high.0, scale.0), squares);
                 let high = _mm512_slli_epi32::<16>(high);
                 (Self(_mm512_mask_blend_epi16(0xAAAA_AAAA, low, high)), Avx512(squares))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn near(
+            row: *const i32,
+            width: usize,
+            codes: *const i32,
+            bias: *const i32,
+            steps: usize,
+            limit: i32,
+        ) -> u32 {
+            unsafe {
+                let load = |from: *const i32| _mm256_loadu_si256(from.cast());
+                // Two sums: half as long a chain of dependent additions.
+                let mut sums = [load(bias), _mm256_setzero_si256()];
+                let mut step = 0;
+                while step + 1 < steps {
+                    let (left, right) = (_mm256_set1_epi32(*row.add(step * width)), row.add((step + 1) * width));
+                    sums[0] = _mm256_dpwssd_epi32(sums[0], left, load(codes.add(step * 8)));
+                    sums[1] = _mm256_dpwssd_epi32(sums[1], _mm256_set1_epi32(*right), load(codes.add(step * 8 + 8)));
+                    step += 2;
+                }
+                if step < steps {
+                    let value = _mm256_set1_epi32(*row.add(step * width));
+                    sums[0] = _mm256_dpwssd_epi32(sums[0], value, load(codes.add(step * 8)));
+                }
+                let scores = _mm256_add_epi32(sums[0], sums[1]);
+                u32::from(_mm256_cmple_epi32_mask(scores, _mm256_set1_epi32(limit)))
             }
         }
 

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use super::decide::{Undecided, above, among, among_all, least_of};
+use super::decide::{Undecided, above, among, least_of};
+use super::exact;
 use super::integer::{self, IntegerCodes};
 use super::pairs::Pairs;
 use super::scan::{MOST_ROWS, SPAN, scan};
-use super::search::Chunk;
-use super::sinks::{Keys, Smallest};
+use super::search::{Chunk, Head};
+use super::sinks::{KNOWN, Keys, Smallest};
 use super::vector::Floats;
 
 /// 32-bit numbers of a block of codes that stays in the second-level cache while tiles of rows pass over it.
@@ -159,6 +160,7 @@ impl<T: Pairs, const CODES: usize> FastPass<T::Floats, CODES> for IntegerPass<'_
 
     #[inline(always)]
     unsafe fn run(&mut self, chunk: &Chunk, out: &mut [i64], undecided: &mut Vec<Undecided>) {
+        const { assert!(CODES == 8, "what `near` takes") };
         let Some(codes) = self.codes else {
             // SAFETY: the caller's promise.
             return unsafe { FastPass::<T::Floats, CODES>::run(&mut self.floats, chunk, out, undecided) };
@@ -182,25 +184,43 @@ impl<T: Pairs, const CODES: usize> FastPass<T::Floats, CODES> for IntegerPass<'_
             }
         }
         let mut left = 0;
+        let mut near = Vec::new();
         for (tile, out) in out.chunks_mut(width).enumerate() {
             // SAFETY: the caller's promise.
-            let [best, second, third] = unsafe { self.found[tile].store() };
+            let keys = unsafe { self.found[tile].store() };
             for (lane, out) in out.iter_mut().enumerate() {
-                let (row, error) = (tile * width + lane, chunk.errors[tile][lane]);
-                let margin = self.margins[tile][lane];
-                let certain = |other: i32| i64::from(other) - i64::from(best[lane]) > margin;
-                let this = chunk.row(row, width, 2.0 * error);
-                let first = codes.groups(best[lane], groups);
-                if certain(second[lane]) && codes.shift == 0 {
-                    *out = among::<CODES>(head, prepared, first.start, &this);
-                } else if certain(third[lane]) {
-                    let other = if certain(second[lane]) { 0..0 } else { codes.groups(second[lane], groups) };
-                    *out = among_all::<CODES>(head, prepared, in_order(first, other), &this);
-                } else {
-                    let limit = above(least_of::<CODES>(prepared, first.start, &this), 2.0 * error);
-                    undecided.push(Undecided { row, error, limit });
+                let (row, margin) = (tile * width + lane, self.margins[tile][lane]);
+                let best = keys[0][lane];
+                let certain = |rank: usize| i64::from(keys[rank][lane]) - i64::from(best) > margin;
+                if !certain(KNOWN) {
+                    let error = chunk.errors[tile][lane];
+                    let group = codes.groups(best, groups).start;
+                    let least = least_of::<CODES>(prepared, group, &chunk.row(row, width, 0.0));
+                    undecided.push(Undecided { row, error, limit: above(least, 2.0 * error) });
                     left += usize::from(error.is_finite());
+                    continue;
                 }
+                let limit = IntegerCodes::limit(best, margin);
+                let rows = &self.packed[tile * steps * width + lane..];
+                near.clear();
+                let (mut rank, mut size, mut last) = (0, 0, 0);
+                while rank == 0 || (rank < KNOWN && !certain(rank)) {
+                    for group in codes.groups(keys[rank][lane], groups) {
+                        // SAFETY: the caller's promise; the group is one of the scan's, and `near` takes 8 codes.
+                        let bits = unsafe {
+                            let (packed, bias) = (codes.codes.as_ptr(), self.bias.as_ptr());
+                            let (packed, bias) = (packed.add(group * steps * CODES), bias.add(group * CODES));
+                            T::near(rows.as_ptr(), width, packed, bias, steps, limit)
+                        };
+                        if bits != 0 {
+                            size += bits.count_ones();
+                            last = group * CODES + bits.trailing_zeros() as usize;
+                            near.push((group, bits));
+                        }
+                    }
+                    rank += 1;
+                }
+                *out = if size == 1 { last as i64 } else { exactly::<CODES>(chunk, row, &mut near) };
             }
         }
         if left * 4 > chunk.len() {
@@ -209,14 +229,16 @@ impl<T: Pairs, const CODES: usize> FastPass<T::Floats, CODES> for IntegerPass<'_
     }
 }
 
-/// Disjoint, and the lower first.
-#[inline(always)]
-fn in_order(first: Range<usize>, second: Range<usize>) -> [Range<usize>; 2] {
-    if first.start == second.start {
-        [first, 0..0]
-    } else if first.start < second.start {
-        [first, second]
-    } else {
-        [second, first]
-    }
+/// The nearest of those codes of some groups whose bits are set, in float64.
+fn exactly<const CODES: usize>(chunk: &Chunk, row: usize, near: &mut Vec<(usize, u32)>) -> i64 {
+    let Head { metric, codebook, dims, .. } = *chunk.head;
+    // Ties go to the lowest; two keys may stand for the same groups.
+    near.sort_unstable();
+    near.dedup();
+    let codes = near.iter().flat_map(|&(group, bits)| {
+        (0..CODES).filter(move |&c| bits >> c & 1 == 1).map(move |c| group * CODES + c)
+    });
+    let mut winner = [0];
+    exact::nearest_of(metric, &chunk.x[row * dims..][..dims], codebook, codes, &mut winner);
+    winner[0]
 }

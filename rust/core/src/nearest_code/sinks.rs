@@ -79,11 +79,14 @@ impl<T: Floats, const CODES: usize> Sink<T, CODES> for Smallest<T> {
     }
 }
 
-/// Tracks, lane by lane, the three smallest of the groups' minima. A score's low bits, which its error makes worthless,
+/// So many groups of a row are known by number, and the minimum of one more.
+pub(super) const KNOWN: usize = 3;
+
+/// Tracks, lane by lane, the smallest of the groups' minima. A score's low bits, which its error makes worthless,
 /// carry the number of its group: a minimum moves both.
 #[derive(Clone, Copy)]
 pub(super) struct Keys<T> {
-    smallest: [[T; SPAN]; 3],
+    smallest: [[T; SPAN]; KNOWN + 1],
     low: T,
     shift: u32,
 }
@@ -96,16 +99,16 @@ impl<T: Pairs> Keys<T> {
     #[inline(always)]
     pub unsafe fn new(bits: u32, shift: u32) -> Self {
         // SAFETY: the caller's promise.
-        unsafe { Self { smallest: [[T::splat(i32::MAX); SPAN]; 3], low: T::splat((1 << bits) - 1), shift } }
+        unsafe { Self { smallest: [[T::splat(i32::MAX); SPAN]; KNOWN + 1], low: T::splat((1 << bits) - 1), shift } }
     }
 
-    /// Of every row of the tile the three keys, smallest first; `i32::MAX` where there were fewer groups.
+    /// Of every row of the tile the keys, smallest first; `i32::MAX` where there were fewer groups.
     ///
     /// # Safety
     /// As [`Vector`].
     #[inline(always)]
-    pub unsafe fn store(&self) -> [[i32; MOST_ROWS]; 3] {
-        let mut out = [[0; MOST_ROWS]; 3];
+    pub unsafe fn store(&self) -> [[i32; MOST_ROWS]; KNOWN + 1] {
+        let mut out = [[0; MOST_ROWS]; KNOWN + 1];
         for (values, out) in self.smallest.iter().zip(&mut out) {
             for (v, value) in values.iter().enumerate() {
                 // SAFETY: the caller's promise; SPAN vectors of at most 16 lanes fit.
@@ -124,13 +127,14 @@ impl<T: Pairs, const CODES: usize> Sink<T, CODES> for Keys<T> {
         unsafe {
             let number = T::splat((group >> self.shift) as i32);
             while v < SPAN {
-                let key = smallest(scores, v).with_low_bits(self.low, number);
-                let [best, second, third] = &mut self.smallest;
-                let second_of_two = best[v].max(key);
-                best[v] = best[v].min(key);
-                let third_of_three = second[v].max(second_of_two);
-                second[v] = second[v].min(second_of_two);
-                third[v] = third[v].min(third_of_three);
+                let mut key = smallest(scores, v).with_low_bits(self.low, number);
+                let mut rank = 0;
+                while rank <= KNOWN {
+                    let before = self.smallest[rank][v];
+                    self.smallest[rank][v] = before.min(key);
+                    key = before.max(key);
+                    rank += 1;
+                }
                 v += 1;
             }
         }
