@@ -31,7 +31,7 @@ pub(super) struct IntegerCodes {
     /// Group numbers take `bits` bits after a shift by `shift`.
     pub bits: u32,
     pub shift: u32,
-    scale: f32,
+    pub scale: f32,
     /// Largest norm that x s or e t may have before it is rounded.
     room: f64,
     /// Largest norm of e', and of what rounding took from e t.

@@ -87,7 +87,7 @@ impl<T: Floats, const CODES: usize> FastPass<T, CODES> for FloatPass<T> {
 
 /// In integers, until they leave too many rows undecided: then in float32.
 pub(super) struct IntegerPass<'a, T: Pairs> {
-    codes: Option<&'a IntegerCodes>,
+    pub codes: Option<&'a IntegerCodes>,
     floats: FloatPass<T::Floats>,
     /// As those of the chunk, in pairs of dimensions, and the biases in their scale.
     packed: Vec<i32>,

@@ -132,7 +132,7 @@ impl Chunk<'_> {
 /// # Safety
 /// As [`super::vector::Vector`], and `prepared` was packed in groups of CODES.
 #[inline(always)]
-unsafe fn search_with<T: Floats, const CODES: usize>(
+pub(super) unsafe fn search_with<T: Floats, const CODES: usize>(
     head: &Head,
     prepared: &Prepared,
     x: &[f32],

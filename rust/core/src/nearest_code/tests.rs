@@ -1,3 +1,6 @@
+#[cfg(target_arch = "x86_64")]
+mod integer;
+
 use half::bf16;
 use proptest::prelude::*;
 
