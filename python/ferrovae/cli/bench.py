@@ -15,7 +15,7 @@ import tyro
 
 from ferrovae.bench import catalogue
 
-LEVELS = ("portable", "avx2", "avx512")
+LEVELS = ("portable", "avx2", "avx512f", "avx512")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Bench:
     rounds: int = 15
     """Rounds of every provider, at most."""
     simd: tuple[str, ...] = ()
-    """Measure once at each of these instruction sets (portable, avx2, avx512), in a process of its own."""
+    """Measure once at each of these instruction sets (portable, avx2, avx512f, avx512), in a process of its own."""
     json: Path | None = None
     """Add the results to this file, or to a file an operation in this folder; a rerun replaces its rows."""
     plot: bool = False

@@ -28,7 +28,7 @@ mod typed;
 
 use pyo3::prelude::*;
 
-/// The level of SIMD kernels in use: `"avx512"`, `"avx2"` or `"portable"`.
+/// The level of SIMD kernels in use: `"avx512"`, `"avx512f"`, `"avx2"` or `"portable"`.
 #[pyfunction]
 fn simd_level() -> &'static str {
     ferrovae_core::simd::level().name()

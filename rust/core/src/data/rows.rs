@@ -24,7 +24,7 @@ macro_rules! per_level {
             match level {
                 // SAFETY: callers get their level from `simd`, which detects it.
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => unsafe { avx512($($argument),*) },
+                Level::Avx512F | Level::Avx512 => unsafe { avx512($($argument),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => unsafe { avx2($($argument),*) },

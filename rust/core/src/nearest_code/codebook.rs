@@ -2,8 +2,9 @@
 
 use super::Metric;
 use super::exact::length;
+use super::integer::IntegerCodes;
 use super::scan::{MOST_ROWS, SPAN};
-use super::vector::Vector;
+use super::vector::Floats;
 use crate::simd::{self, Kernel, Lanes};
 
 /// Half the spacing of floats at 1.
@@ -44,8 +45,10 @@ pub(crate) struct Prepared {
     pub(super) row_scale: f32,
     metric: Metric,
     /// Largest norm of a packed code, and of a code as it came.
-    largest: f64,
+    pub(super) largest: f64,
     largest_uncentred: f64,
+    /// For the pass in integers, where there is one.
+    pub(super) integers: Option<IntegerCodes>,
 }
 
 impl Prepared {
@@ -55,14 +58,13 @@ impl Prepared {
         simd::run(simd::level(), Packing { metric, codebook, dims, group })
     }
 
-    /// Writes rows [n, D], at most a tile of them, as the scan wants them: centred and scaled, [D, SPAN * LANES].
-    /// Returns how far each one's scores may be from the truth, infinity when they could overflow or the row is not
-    /// finite.
+    /// Writes rows [n, D], at most a tile of them, as the scan wants them: centred, scaled and negated, [D, SPAN * LANES].
+    /// Returns their norms, rounded up: not finite where a row is not.
     ///
     /// # Safety
-    /// As [`Vector`].
+    /// As [`super::vector::Vector`].
     #[inline(always)]
-    pub(super) unsafe fn pack<T: Vector>(&self, x: &[f32], tile: &mut [f32]) -> [f64; MOST_ROWS] {
+    pub(super) unsafe fn pack<T: Floats>(&self, x: &[f32], tile: &mut [f32]) -> [f64; MOST_ROWS] {
         let (dims, width) = (self.centre.len(), SPAN * T::LANES);
         let tile = &mut tile[..dims * width];
         if x.len() < tile.len() {
@@ -79,7 +81,7 @@ impl Prepared {
                 let column = &mut tile[start * width + row..];
                 let mut d = 0;
                 while d < values.len() {
-                    column[d * width] = (values[d] - centre[d]) * self.row_scale;
+                    column[d * width] = (centre[d] - values[d]) * self.row_scale;
                     d += 1;
                 }
                 row += 1;
@@ -93,7 +95,7 @@ impl Prepared {
             for row in tile.chunks_exact(width) {
                 for (v, sum) in sums.iter_mut().enumerate() {
                     let value = T::load(row.as_ptr().add(v * T::LANES));
-                    *sum = sum.minus_product(value, value);
+                    *sum = sum.plus_product(value, value);
                 }
             }
             for (v, sum) in sums.iter().enumerate() {
@@ -102,24 +104,36 @@ impl Prepared {
         }
         // Above the truth in spite of rounding.
         let inflation = 1.0 + 4.0 * (dims as f64 + 2.0) * UNIT;
-        let bound = self.bound(dims as f64);
-        let mut errors = [0.0; MOST_ROWS];
+        let mut norms = [0.0; MOST_ROWS];
         let (mut row, mut tiny) = (0, false);
         while row < MOST_ROWS {
-            let square = -f64::from(squares[row]) * inflation;
+            let square = f64::from(squares[row]) * inflation;
             tiny |= square < TINY;
-            errors[row] = bound.error(square.sqrt());
+            norms[row] = square.sqrt();
             row += 1;
         }
         if tiny {
             // Squares may have underflowed.
-            for row in (0..width).filter(|&row| -f64::from(squares[row]) * inflation < TINY) {
+            for row in (0..width).filter(|&row| f64::from(squares[row]) * inflation < TINY) {
                 let column = tile.iter().skip(row).step_by(width);
                 let square = column.fold(0.0, |sum, &value| sum + f64::from(value) * f64::from(value));
-                errors[row] = bound.error(square.sqrt());
+                norms[row] = square.sqrt();
             }
         }
-        errors
+        norms
+    }
+
+    /// How far the scores of rows of these norms may be from the truth: infinity where they could overflow or the row is
+    /// not finite.
+    #[inline(always)]
+    pub(super) fn errors(&self, norms: &[f64; MOST_ROWS]) -> [f64; MOST_ROWS] {
+        let bound = self.bound(self.centre.len() as f64);
+        norms.map(|norm| bound.error(norm))
+    }
+
+    /// Whether codes have biases.
+    pub(super) fn has_bias(&self) -> bool {
+        self.metric.is_euclidean()
     }
 
     /// Of a score: rounding of D fused or unfused products and sums (gamma_n, n = D + 1), of the two centred vectors
@@ -237,7 +251,7 @@ impl Kernel for Packing<'_> {
             largest_uncentred = largest_uncentred.max(uncentred.iter().sum::<f64>().sqrt());
         }
         let (centre, row_scale) = if metric.is_euclidean() { (centre, scale) } else { (vec![0.0; dims], 1.0) };
-        Some(Prepared { codes, bias, centre, scale, row_scale, metric, largest, largest_uncentred })
+        Some(Prepared { codes, bias, centre, scale, row_scale, metric, largest, largest_uncentred, integers: None })
     }
 }
 

@@ -1,14 +1,20 @@
 //! `nearest_code`: for every row the codes nearest to it, exactly, without the N x K distance matrix.
 //!
-//! The answer is defined in float64 (`exact`). A float32 pass over packed codes (`codebook`, `scan`, `vector`) finds
-//! it for nearly every row and knows, by an error bound, for which it did not; those are decided in float64
-//! (`search`). So the answer depends neither on the instruction set nor on the number of threads.
+//! The answer is defined in float64 (`exact`). A fast pass over packed codes (`scan`, `sinks`) finds it for nearly every
+//! row and knows, by an error bound, for which it did not; those are decided in float32 and float64 (`decide`). It is in
+//! float32 (`codebook`, `vector`) or, where the processor has them twice as fast, in 16-bit integers (`integer`,
+//! `pairs`). So the answer depends neither on the instruction set nor on the number of threads.
 
 pub(crate) mod codebook;
+mod decide;
 mod distances;
 mod exact;
+mod integer;
+mod pairs;
+mod passes;
 mod scan;
 pub(crate) mod search;
+mod sinks;
 #[cfg(test)]
 mod tests;
 mod vector;
@@ -16,7 +22,6 @@ mod vector;
 use std::borrow::Cow;
 use std::ops::Range;
 
-use codebook::Prepared;
 pub use distances::distances;
 pub use exact::Real;
 use half::{bf16, f16};
@@ -25,8 +30,6 @@ use search::Head;
 use crate::simd::{self, Level};
 use crate::{Error, Result, threads};
 
-/// Below this many rows a head is searched in float64 at once: packing the codebook would not pay.
-const FEW_ROWS: usize = 4;
 /// Elements of half-precision rows converted at a time.
 const CONVERTED: usize = 1 << 16;
 
@@ -143,11 +146,7 @@ pub fn nearest_code_at<X: Row>(
     }
     let heads: Vec<Head> = codebook
         .chunks_exact(codes * dims)
-        .map(|codebook| {
-            let pays = rows >= FEW_ROWS;
-            let prepared = pays.then(|| Prepared::new(metric, codebook, dims, search::lanes(level))).flatten();
-            Head { metric, codebook, dims, prepared }
-        })
+        .map(|codebook| Head::new(level, metric, codebook, dims, (rows, count)))
         .collect();
     share(shape, out, threads, |head, range, out| {
         let part = (CONVERTED / dims).max(1);

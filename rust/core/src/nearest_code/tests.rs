@@ -1,6 +1,10 @@
+#[cfg(target_arch = "x86_64")]
+mod integer;
+
 use half::bf16;
 use proptest::prelude::*;
 
+use super::codebook::Prepared;
 use super::scan::SPAN;
 use super::vector::{Portable, Vector};
 use super::*;
@@ -158,9 +162,8 @@ fn distances_are_the_metric() {
 fn a_run_of_no_rows_is_searched_at_every_level() {
     let codebook = noise(10 * 3, 18, 1.0, 0.0);
     for level in simd::available() {
-        let prepared = Prepared::new(Metric::Dot, &codebook, 3, search::lanes(level));
-        assert!(prepared.is_some());
-        let head = Head { metric: Metric::Dot, codebook: &codebook, dims: 3, prepared };
+        let head = Head::new(level, Metric::Dot, &codebook, 3, (100, 1));
+        assert!(head.prepared.is_some());
         search::search(level, &head, &[], 1, &mut []);
         search::search(level, &head, &[], 2, &mut []);
     }
@@ -191,14 +194,14 @@ proptest! {
             for x in x.chunks(dims) {
                 let mut tile = vec![f32::NAN; dims * SPAN * Portable::LANES];
                 // SAFETY: portable vectors need no instruction set.
-                let error = unsafe { prepared.pack::<Portable>(x, &mut tile) }[0];
+                let error = prepared.errors(&unsafe { prepared.pack::<Portable>(x, &mut tile) })[0];
                 prop_assert!(error.is_finite());
                 // Differences between codes, in which the parts common to all codes cancel.
                 let scale = prepared.truth(x, &codebook);
                 for k in 1..64 {
                     let fast = |k: usize| {
                         let code = |d| prepared.codes[(k / 4 * dims + d) * 4 + k % 4];
-                        (0..dims).fold(prepared.bias[k], |sum, d| sum - tile[d * SPAN * Portable::LANES] * code(d))
+                        (0..dims).fold(prepared.bias[k], |sum, d| sum + tile[d * SPAN * Portable::LANES] * code(d))
                     };
                     let difference = f64::from(fast(k)) - f64::from(fast(0));
                     prop_assert!((difference - (scale[k] - scale[0])).abs() <= 2.0 * error);

@@ -1,19 +1,27 @@
 //! The few vector operations the scan needs, for each instruction set. The scan is one generic body over them.
 
-/// A register of `LANES` floats.
+/// A register of `LANES` scores, or of what they are made from.
 ///
 /// # Safety
 /// Every method may use instructions beyond the baseline: call only inside a function that enables them, on a
-/// processor that has them. Pointers must be valid for `LANES` floats; they need no alignment.
+/// processor that has them. Pointers must be valid for `LANES` elements; they need no alignment.
 pub(super) trait Vector: Copy {
+    type Element: Copy;
     const LANES: usize;
-    unsafe fn splat(value: f32) -> Self;
-    unsafe fn load(from: *const f32) -> Self;
-    unsafe fn store(self, to: *mut f32);
-    /// `self - a * b`, fused or not: the error bound holds for both.
-    unsafe fn minus_product(self, a: Self, b: Self) -> Self;
+    unsafe fn splat(value: Self::Element) -> Self;
+    unsafe fn load(from: *const Self::Element) -> Self;
+    unsafe fn store(self, to: *mut Self::Element);
+    /// `self + a * b`, fused or not: the error bound holds for both.
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self;
     unsafe fn min(self, other: Self) -> Self;
     unsafe fn max(self, other: Self) -> Self;
+}
+
+/// A register of floats.
+///
+/// # Safety
+/// As [`Vector`].
+pub(super) trait Floats: Vector<Element = f32> {
     /// Lane by lane `if a < b { yes } else { no }`; only moves bits of `yes` and `no`.
     unsafe fn select_less(a: Self, b: Self, yes: Self, no: Self) -> Self;
     /// Bit l: lane l is `<=` that of `other`.
@@ -32,6 +40,7 @@ impl Portable {
 }
 
 impl Vector for Portable {
+    type Element = f32;
     const LANES: usize = 4;
 
     #[inline(always)]
@@ -52,8 +61,8 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    unsafe fn minus_product(self, a: Self, b: Self) -> Self {
-        self.zip(a.zip(b, |a, b| a * b), |sum, product| sum - product)
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+        self.zip(a.zip(b, |a, b| a * b), |sum, product| sum + product)
     }
 
     #[inline(always)]
@@ -65,7 +74,9 @@ impl Vector for Portable {
     unsafe fn max(self, other: Self) -> Self {
         self.zip(other, |a, b| if a > b { a } else { b })
     }
+}
 
+impl Floats for Portable {
     #[inline(always)]
     unsafe fn select_less(a: Self, b: Self, yes: Self, no: Self) -> Self {
         Self(std::array::from_fn(|lane| if a.0[lane] < b.0[lane] { yes.0[lane] } else { no.0[lane] }))
@@ -79,11 +90,11 @@ impl Vector for Portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Vector;
+    use super::{Floats, Vector};
     use std::arch::x86_64::{
-        __m256, __m512, _CMP_LE_OQ, _CMP_LT_OQ, _mm256_blendv_ps, _mm256_cmp_ps, _mm256_fnmadd_ps, _mm256_loadu_ps,
+        __m256, __m512, _CMP_LE_OQ, _CMP_LT_OQ, _mm256_blendv_ps, _mm256_cmp_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
         _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_cmp_ps_mask,
-        _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_set1_ps,
+        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_set1_ps,
         _mm512_storeu_ps,
     };
 
@@ -93,11 +104,12 @@ mod x86 {
 
     /// AVX-512 F: 32 registers, 16 of them the scores of 2 vectors of rows x 8 codes, 6 what is kept of the rows.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx512(__m512);
+    pub(in super::super) struct Avx512(pub(in super::super) __m512);
 
     // SAFETY (all of both implementations): the trait's contract on instruction sets and pointers.
     #[allow(clippy::undocumented_unsafe_blocks)]
     impl Vector for Avx2 {
+        type Element = f32;
         const LANES: usize = 8;
 
         #[inline(always)]
@@ -116,8 +128,8 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn minus_product(self, a: Self, b: Self) -> Self {
-            Self(unsafe { _mm256_fnmadd_ps(a.0, b.0, self.0) })
+        unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+            Self(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
         }
 
         #[inline(always)]
@@ -129,7 +141,10 @@ mod x86 {
         unsafe fn max(self, other: Self) -> Self {
             Self(unsafe { _mm256_max_ps(self.0, other.0) })
         }
+    }
 
+    #[allow(clippy::undocumented_unsafe_blocks)]
+    impl Floats for Avx2 {
         #[inline(always)]
         unsafe fn select_less(a: Self, b: Self, yes: Self, no: Self) -> Self {
             Self(unsafe { _mm256_blendv_ps(no.0, yes.0, _mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0)) })
@@ -143,6 +158,7 @@ mod x86 {
 
     #[allow(clippy::undocumented_unsafe_blocks)]
     impl Vector for Avx512 {
+        type Element = f32;
         const LANES: usize = 16;
 
         #[inline(always)]
@@ -161,8 +177,8 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn minus_product(self, a: Self, b: Self) -> Self {
-            Self(unsafe { _mm512_fnmadd_ps(a.0, b.0, self.0) })
+        unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+            Self(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
         }
 
         #[inline(always)]
@@ -174,7 +190,10 @@ mod x86 {
         unsafe fn max(self, other: Self) -> Self {
             Self(unsafe { _mm512_max_ps(self.0, other.0) })
         }
+    }
 
+    #[allow(clippy::undocumented_unsafe_blocks)]
+    impl Floats for Avx512 {
         #[inline(always)]
         unsafe fn select_less(a: Self, b: Self, yes: Self, no: Self) -> Self {
             Self(unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a.0, b.0), no.0, yes.0) })

@@ -12,7 +12,6 @@ use std::ops::{AddAssign, Range, SubAssign};
 
 pub use gradients::gradients;
 
-use crate::nearest_code::codebook::Prepared;
 use crate::nearest_code::search::{self, Head};
 use crate::nearest_code::{self, Metric, Row};
 use crate::simd::{self, Level};
@@ -21,8 +20,6 @@ use crate::{Error, Result, threads};
 /// Elements of the rows that pass through the stages together: large enough that a codebook fetched from memory serves
 /// many rows, small enough that they stay in the second-level cache.
 const BLOCK: usize = 1 << 17;
-/// Below this many rows packing a codebook would not pay.
-const FEW_ROWS: usize = 4;
 
 /// G groups of N rows and Q stages of K codes, D dimensions.
 #[derive(Debug, Clone, Copy)]
@@ -195,10 +192,7 @@ fn prepare<'a, X: Sync>(
     }
     let books: Vec<&'a [f32]> = inputs.codebooks.chunks_exact(codes * dims).collect();
     let head = |book: &'a [f32]| {
-        let codebook = &book[..used(book, dims) * dims];
-        let prepared =
-            (rows >= FEW_ROWS).then(|| Prepared::new(metric, codebook, dims, search::lanes(level))).flatten();
-        Head { metric, codebook, dims, prepared }
+        Head::new(level, metric, &book[..used(book, dims) * dims], dims, (rows, 1))
     };
     let (head, books) = (&head, &books);
     let tasks = threads::pieces(books.len(), (1 << 16) / (codes * dims) + 1, threads)
