@@ -25,7 +25,7 @@ class EuclideanCodebook(Overlaid):
 
 
 class ResidualVectorQuantizer(Overlaid):
-    """`EncodecResidualVectorQuantizer` with all its stages in one lookup.
+    """`EncodecResidualVectorQuantizer` with an exact lookup in each stage.
 
     What a stage leaves over is float32 also in a bfloat16 model.
     """

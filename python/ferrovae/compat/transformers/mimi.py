@@ -28,7 +28,7 @@ class EuclideanCodebook(Overlaid):
 
 
 class ResidualVectorQuantizer(Overlaid):
-    """`MimiResidualVectorQuantizer` with all its stages in one lookup, after the projection.
+    """`MimiResidualVectorQuantizer` with an exact lookup in each stage.
 
     What a stage leaves over is float32 also in a bfloat16 model.
     """
