@@ -1,8 +1,8 @@
 """What `ferrovae.accelerate` gains: `python -m ferrovae.bench.accelerate [--out JSON]`.
 
-The quantizers of EnCodec, DAC, Mimi (transformers) and VQModel (diffusers) at the sizes of the published models, weights
-random: the quantizer's encoding alone, then the whole model's. Before and after run interleaved in one process; the
-ratios are of CPU time. Codes are compared too: how many of all differ.
+The quantizers of EnCodec, DAC, Mimi (transformers) and VQModel (diffusers) at the sizes of the published models, with
+random weights: the quantizer's encoding alone, then the whole model's. Before and after run interleaved in one process;
+the ratios are of CPU time. Codes are compared too: how many of all differ.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def measure(subject: Subject, *, rounds: int = 7, whole: bool = True) -> list[di
     rows = []
     for part, x, call, times in parts:
         before, after = call(theirs, x), call(ours, x)
-        providers = {BEFORE: lambda x=x, call=call: call(theirs, x), AFTER: lambda x=x, call=call: call(ours, x)}
+        providers: dict[str, Callable[[], object]] = {BEFORE: partial(call, theirs, x), AFTER: partial(call, ours, x)}
         timings = interleaved(providers, rounds=times, warmup=1)
         rows.append(
             {
@@ -186,10 +187,11 @@ def main(arguments: list[str] | None = None) -> None:
                 flush=True,
             )
     if options.out is not None:
+        libraries = [name for name in ("transformers", "diffusers") if name in sys.modules]
         result = {
             "rows": rows,
             "rounds": options.rounds,
-            "machine": {**machine(), **{p: version(p) for p in ("transformers", "diffusers") if p in sys.modules}},
+            "machine": machine() | {name: version(name) for name in libraries},
             "load_average": [before, os.getloadavg()[0]],
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }

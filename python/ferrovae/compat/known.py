@@ -13,7 +13,9 @@ from torch import nn
 from ferrovae.compat import diffusers
 from ferrovae.compat.adapter import Adapter
 from ferrovae.compat.overlay import Overlaid
+from ferrovae.compat.rebuild import original_class
 from ferrovae.compat.transformers import dac, encodec, mimi
+from ferrovae.compat.vector_quantize_pytorch import _adapters as vector_quantize_pytorch
 
 # (module, class) -> adapter.
 KNOWN: dict[tuple[str, str], Adapter] = {
@@ -21,6 +23,7 @@ KNOWN: dict[tuple[str, str], Adapter] = {
     **dac.ADAPTERS,
     **mimi.ADAPTERS,
     **diffusers.ADAPTERS,
+    **vector_quantize_pytorch.ADAPTERS,
 }
 
 
@@ -32,8 +35,11 @@ def adapter_of(kind: type[Any]) -> Adapter | None:
     return adapter if getattr(module, kind.__qualname__, None) is kind else None
 
 
-def known_base(module: nn.Module) -> type[nn.Module] | None:
-    """The known class that this module's class is derived from, if it is not an overlaid one."""
-    if isinstance(module, Overlaid):
-        return None
-    return next((base for base in type(module).__mro__[1:] if adapter_of(base) is not None), None)
+def class_before(module: nn.Module) -> type[nn.Module] | None:
+    """The class that a swapped module had; None if the module is not swapped."""
+    return module.original if isinstance(module, Overlaid) else original_class(module)
+
+
+def known_base(kind: type[nn.Module]) -> type[nn.Module] | None:
+    """The known class, other than itself, that a class is derived from."""
+    return next((base for base in kind.__mro__[1:] if adapter_of(base) is not None), None)

@@ -10,8 +10,9 @@ from typing import NamedTuple, TypeVar
 from torch import nn
 
 from ferrovae.compat.adapter import CannotSwapError
-from ferrovae.compat.known import adapter_of, known_base
-from ferrovae.compat.overlay import Overlaid, remove_overlay
+from ferrovae.compat.known import adapter_of, class_before, known_base
+from ferrovae.compat.overlay import remove_overlay
+from ferrovae.compat.rebuild import undo_rebuild
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -84,10 +85,10 @@ def accelerate(model: Model, *, verbose: bool = False) -> Model:
         TypeError: model is not a module.
     """
     _check(model, "accelerate")
-    # Whether and how is found out first for all, so that no module is judged by what became of another.
-    for met in list(_walk(model)):
-        if met.swap is not None:
-            met.swap()
+    # How is found out for all before any is swapped; what a swapped one holds of others' is met in the next round.
+    while swaps := [met.swap for met in _walk(model) if met.swap is not None]:
+        for swap in swaps:
+            swap()
     found = report(model)
     _log.info("accelerate: %s", found.summary)
     if verbose:
@@ -111,6 +112,7 @@ def restore(model: Model) -> Model:
     for path, module in list(model.named_modules()):
         try:
             remove_overlay(module)
+            undo_rebuild(module)
         except CannotSwapError as why:
             warnings.warn(f"restore: {path or 'the model'} stays swapped: {why}", AccelerateWarning, stacklevel=2)
     return model
@@ -140,34 +142,37 @@ def _walk(model: nn.Module) -> Iterator[_Met]:
         if module in seen:
             return
         seen.add(module)
-        met, within = _meet(path, module, within)
+        met, within, inside = _meet(path, module, within)
         if met is not None:
             yield met
+        if not inside:
+            return
         for name, child in module.named_children():
             yield from visit(f"{path}.{name}" if path else name, child, within)
 
     yield from visit("", model, "")
 
 
-def _meet(path: str, module: nn.Module, within: str) -> tuple[_Met | None, str]:
-    """What there is to say of a module, and the container that is left and holds its children."""
+def _meet(path: str, module: nn.Module, within: str) -> tuple[_Met | None, str, bool]:
+    """What there is to say of a module, the container that is left and holds its children, whether to look inside."""
     kind = type(module)
-    if isinstance(module, Overlaid):
-        return _Met(path, module, _name(module.original), None, ""), within
-    base = known_base(module)
+    before = class_before(module)
+    if before is not None:
+        return _Met(path, module, _name(before), None, ""), within, True
+    base = known_base(kind)
     adapter = adapter_of(kind if base is None else base)
     if adapter is None:
-        return None, within
+        return None, within, True
     if within:
-        return _Met(path, module, _name(kind), None, f"part of {within}, which is left"), within
+        return _Met(path, module, _name(kind), None, f"part of {within}, which is left"), within, True
     if base is not None:
         reason = f"a subclass of {base.__name__}, which may compute something else"
     else:
         try:
-            return _Met(path, module, _name(kind), adapter.prepare(module), ""), ""
+            return _Met(path, module, _name(kind), adapter.prepare(module), ""), "", not adapter.whole
         except CannotSwapError as why:
             reason = str(why)
-    return _Met(path, module, _name(kind), None, reason), (path or kind.__name__) if adapter.whole else ""
+    return _Met(path, module, _name(kind), None, reason), (path or kind.__name__) if adapter.whole else "", True
 
 
 def _name(kind: type[nn.Module]) -> str:
