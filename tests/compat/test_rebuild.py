@@ -133,8 +133,10 @@ def test_attributes_of_others_stay() -> None:
     module.note = "mine"
     adapter(module).prepare(module)()
     assert module.note == "mine"
+    module.later = "also mine"
+    module.freeze_codebook = True
     undo_rebuild(module)
-    assert module.note == "mine"
+    assert (module.note, module.later, module.freeze_codebook) == ("mine", "also mine", True)
 
 
 def test_a_replaced_method_is_not_hidden() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 import ferrovae
 from compat.upstream_cases import CASES, fitting, made, runs
 from ferrovae import compat
-from ferrovae.compat.vector_quantize_pytorch._names import SUBMODULES
+from ferrovae.compat.vector_quantize_pytorch._names import SUBMODULES, resolve
 
 upstream = pytest.importorskip("vector_quantize_pytorch")
 
@@ -73,11 +73,12 @@ def test_every_case_is_swapped_or_the_reason_is_told(name: str, options: dict[st
         with pytest.warns(compat.AccelerateWarning):
             ferrovae.accelerate(module)
         assert type(module) is type(theirs)
-        missing = not hasattr(ferrovae.nn, name) or "unexpected keyword" in found.left[0].reason
+        known = hasattr(ferrovae.nn, name) or name == "RandomProjectionQuantizer"
+        missing = not known or "unexpected keyword" in found.left[0].reason
         assert missing, found.left[0].reason
         return
     ferrovae.accelerate(module)
-    assert type(module) is getattr(ferrovae.nn, name)
+    assert type(module) is resolve(name)
     assert module.load_state_dict(theirs.state_dict(), strict=True)
     if runs(name, options):
         module(fitting(name, options))
@@ -150,6 +151,21 @@ def test_a_sequential_and_its_quantizer(monkeypatch: pytest.MonkeyPatch) -> None
     assert type(inner) is upstream.VectorQuantize
     assert list(module.fns) == [linear, inner]
     module(torch.randn(1, 5, 8))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_codebooks": 2, "norm": False}])
+def test_random_projections_as_upstream_has_them(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from ferrovae.compat.vector_quantize_pytorch import _random_projection
+
+    # The quantizer inside is tested elsewhere.
+    monkeypatch.setattr(_random_projection, "VectorQuantize", upstream.VectorQuantize)
+    options = {**VQ, "codebook_dim": 4, **options}
+    ours, theirs = resolve("RandomProjectionQuantizer")(**options), upstream.RandomProjectionQuantizer(**options)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.randn(2, 20, 8)
+    indices = ours(x)
+    assert torch.equal(indices, theirs(x))
+    torch.testing.assert_close(ours(x, indices=indices), theirs(x, indices=indices))
 
 
 def test_names_stand_where_upstream_has_them() -> None:

@@ -15,7 +15,8 @@ from torch import nn
 
 from compat.upstream_cases import CASES, fitting, made, runs
 from ferrovae.compat.adapter import CannotSwapError
-from ferrovae.compat.rebuild import _check_same, _defaults, _make
+from ferrovae.compat.rebuild import _defaults, _make
+from ferrovae.compat.sameness import check_same
 from ferrovae.compat.vector_quantize_pytorch._adapters import ADAPTERS
 from ferrovae.compat.vector_quantize_pytorch._arguments import ARGUMENTS
 from ferrovae.compat.vector_quantize_pytorch._names import SUBMODULES
@@ -30,7 +31,7 @@ def again(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: value if isinstance(value, str) else "")
 def test_made_again_it_is_the_same(name: str, options: dict[str, Any]) -> None:
     module = made(name, options)
-    _check_same(module, again(module))
+    check_same(module, again(module))
     # And what was asked for came back, where it can be compared and made a difference.
     recovered = ARGUMENTS[name](module)
     for option, value in options.items():
@@ -76,4 +77,4 @@ def test_what_was_changed_afterwards_is_not_hidden() -> None:
     module = upstream.LFQ(codebook_size=16)
     module.codebook_dim = 3
     with pytest.raises(CannotSwapError, match="codebook_dim is 3, where its constructor's arguments would make it 4"):
-        _check_same(module, again(module))
+        check_same(module, again(module))

@@ -29,9 +29,13 @@ SUBMODULES = {
 }
 
 
+# What `ferrovae.nn` has under this name is right, and so another layer with another state_dict.
+_ELSEWHERE = {"RandomProjectionQuantizer": "ferrovae.compat.vector_quantize_pytorch._random_projection"}
+
+
 def resolve(name: str) -> Any:
     """The class of ours; AttributeError if there is none."""
-    return getattr(import_module("ferrovae.nn"), name)
+    return getattr(import_module(_ELSEWHERE.get(name, "ferrovae.nn")), name)
 
 
 def lazily(submodule: str) -> Callable[[str], Any]:
