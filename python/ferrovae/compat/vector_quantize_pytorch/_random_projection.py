@@ -43,8 +43,8 @@ class RandomProjectionQuantizer(nn.Module):
         self.rand_projs: Tensor
         self.register_buffer("rand_projs", nn.init.xavier_normal_(torch.empty(num_codebooks, dim, codebook_dim)))
         self.norm = nn.LayerNorm(dim, elementwise_affine=False) if norm else nn.Identity()
-        inner = {"dim": codebook_dim * num_codebooks, "codebook_size": codebook_size, "heads": num_codebooks}
-        self.vq = VectorQuantize(**inner, separate_codebook_per_head=True, use_cosine_sim=True, **kwargs)
+        options: dict[str, Any] = {"heads": num_codebooks, "separate_codebook_per_head": True, "use_cosine_sim": True}
+        self.vq = VectorQuantize(codebook_dim * num_codebooks, codebook_size, **options, **kwargs)
 
     def forward(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
         """x (B, N, D) -> int64 (B, N, H), (B, N) for one codebook; with `indices` the cross-entropy to them, in nats.
