@@ -7,18 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ferrovae import data, evidence, likelihoods, models, nn, ops, priors, training
+    from ferrovae import compat, data, evidence, likelihoods, models, nn, ops, priors, training
+    from ferrovae.compat import accelerate, restore
     from ferrovae.models import VAE, VQVAE
     from ferrovae.ops import BackendWarning, use_backend
     from ferrovae.training.run import load
 
 __version__ = "0.1.0"
 
-_MODULES = ("data", "evidence", "likelihoods", "models", "nn", "ops", "priors", "training")
+_MODULES = ("compat", "data", "evidence", "likelihoods", "models", "nn", "ops", "priors", "training")
 _NAMES = {
     "VAE": "models",
     "VQVAE": "models",
     "BackendWarning": "ops",
+    "accelerate": "compat",
+    "restore": "compat",
     "use_backend": "ops",
     "load": "training.run",
 }
@@ -27,6 +30,8 @@ __all__ = [
     "VAE",
     "VQVAE",
     "BackendWarning",
+    "accelerate",
+    "compat",
     "data",
     "evidence",
     "likelihoods",
@@ -35,6 +40,7 @@ __all__ = [
     "nn",
     "ops",
     "priors",
+    "restore",
     "training",
     "use_backend",
 ]

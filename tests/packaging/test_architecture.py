@@ -27,6 +27,7 @@ FLOORS = [
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 NEIGHBOURS = {("evidence", "data"), ("evidence", "models"), ("likelihoods", "priors")}
 OPTIONAL = {"triton", "matplotlib", "sklearn", "huggingface_hub", "vector_quantize_pytorch", "mpmath", "hypothesis"}
+OPTIONAL |= {"diffusers", "transformers"}
 CORE_DOORS = {"ops/_rust.py", "data/_rust.py", "evidence/_rust.py"}
 
 

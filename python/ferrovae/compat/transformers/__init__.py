@@ -1,0 +1,1 @@
+"""Quantizers of `transformers`: EnCodec, DAC and Mimi, one file each."""
