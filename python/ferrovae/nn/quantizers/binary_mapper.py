@@ -58,8 +58,8 @@ class BinaryMapper(nn.Module):
 
     def calc_aux_loss(self, logits: Tensor, reduce_aux_kl_loss: bool = True) -> Tensor:
         """Divergence from uniform bits above the threshold, in nats: (..., d) -> its mean [], or (...)."""
-        excess = self.bits * log(2) - self.binary_entropy(logits) - self.kl_loss_threshold
-        return excess.relu().mean() if reduce_aux_kl_loss else excess.relu()
+        excess = (self.bits * log(2) - self.binary_entropy(logits) - self.kl_loss_threshold).relu()
+        return excess.sum() / max(excess.numel(), 1) if reduce_aux_kl_loss else excess
 
     def log_prob(
         self, logits: Tensor, *, indices: Tensor | None = None, one_hot: Tensor | None = None, sum_bits: bool = True

@@ -175,7 +175,7 @@ class LatentQuantize(nn.Module):
             quantized: shaped as z.
             indices: int32 (int64 beyond 2^31 codes), (B, ...), then c where `keep_num_codebooks_dim`. A NaN takes the
                 first value.
-            loss: [], float32 (float64 for a float64 z); 0 in eval mode.
+            loss: [], float32 (float64 for a float64 z); 0 in eval mode and without rows.
 
         Raises:
             ValueError: z has another shape.
@@ -268,7 +268,9 @@ def _squared_error(layer: LatentQuantize, target: Tensor, x: Tensor, reduce: str
     # not mse_loss: compiled, its gradient is taken to have another memory layout than it has
     require(layer, reduce in ("mean", "sum", "none"), f"reduce is {reduce!r}, expected mean, sum or none")
     error = (x - target).square()
-    return error.mean() if reduce == "mean" else error.sum() if reduce == "sum" else error
+    if reduce == "mean":
+        return error.sum() / max(error.numel(), 1)
+    return error.sum() if reduce == "sum" else error
 
 
 def _even_values(level: int) -> Tensor:
