@@ -82,7 +82,7 @@ class FSP(nn.Module):
 
     def level_indices_to_indices(self, level_indices: Tensor) -> Tensor:
         """Bins (..., d) -> indices (...), int32 (int64 beyond 2^31 codes); 0 for a row with a NaN."""
-        return digits_to_indices(level_indices, self._basis)
+        return digits_to_indices(level_indices, self._basis, self.codebook_size)
 
     def indices_to_level_indices(self, indices: Tensor) -> Tensor:
         """Indices (...) -> bins (..., d), integers in [0, L_i)."""
