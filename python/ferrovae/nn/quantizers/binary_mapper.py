@@ -40,8 +40,10 @@ class BinaryMapper(nn.Module):
         self.kl_loss_threshold = kl_loss_threshold
         self.deterministic_on_eval = deterministic_on_eval
         self.register_buffer("power_two", 2 ** torch.arange(bits), persistent=False)
+        self.register_buffer("zero", torch.tensor(0.0), persistent=False)
 
     power_two: Tensor
+    zero: Tensor
 
     @property
     def codes(self) -> Tensor:
@@ -51,13 +53,13 @@ class BinaryMapper(nn.Module):
     def binary_entropy(self, logits: Tensor) -> Tensor:
         """Entropy of independent bits, in nats: (..., d) -> (...)."""
         # beyond 1000 the entropy is 0, and inf * 0 would not be
-        size = logits.clamp(-1000, 1000).abs()
+        size = _widened(logits).clamp(-1000, 1000).abs()
         return (softplus(-size) + size * (-size).sigmoid()).sum(dim=-1)
 
     def calc_aux_loss(self, logits: Tensor, reduce_aux_kl_loss: bool = True) -> Tensor:
         """Divergence from uniform bits above the threshold, in nats: (..., d) -> its mean [], or (...)."""
-        excess = self.bits * log(2) - self.binary_entropy(logits) - self.kl_loss_threshold
-        return excess.relu().mean() if reduce_aux_kl_loss else excess.relu()
+        excess = (self.bits * log(2) - self.binary_entropy(logits) - self.kl_loss_threshold).relu()
+        return excess.sum() / max(excess.numel(), 1) if reduce_aux_kl_loss else excess
 
     def log_prob(
         self, logits: Tensor, *, indices: Tensor | None = None, one_hot: Tensor | None = None, sum_bits: bool = True
@@ -78,6 +80,7 @@ class BinaryMapper(nn.Module):
         if indices is None:
             indices = torch.as_tensor(one_hot).argmax(dim=-1)
         check_indices(self, indices, self.num_codes)
+        logits = _widened(logits)
         log_probs = logsigmoid(torch.where(self._bits(indices), logits, -logits))
         return log_probs.sum(dim=-1) if sum_bits else log_probs
 
@@ -103,14 +106,15 @@ class BinaryMapper(nn.Module):
             reduce_aux_kl_loss: the mean of the auxiliary loss, otherwise one for each vector.
 
         Returns:
-            one_hot (..., 2^d), float32 (the dtype of G if that is wider); indices int64 (...) if asked for; the
-            auxiliary loss, [] or (...), 0 where it is not computed.
+            one_hot (..., 2^d), float32 (float64 with the gradient of float64 logits); indices int64 (...) if asked
+            for; the auxiliary loss, [] or (...), 0 where it is not computed.
 
         Raises:
             ValueError: logits has another shape.
             TypeError: logits is not floating point.
         """
         self._check_logits(logits)
+        logits = _widened(logits)
         if deterministic is None:
             deterministic = self.deterministic_on_eval and not self.training
         # a NaN counts as a zero bit: there is nothing to draw from
@@ -141,3 +145,7 @@ class BinaryMapper(nn.Module):
         fits = logits.ndim > 0 and logits.shape[-1] == self.bits
         require(self, fits, f"logits is {tuple(logits.shape)}, expected (..., {self.bits})")
         check_floating(self, "logits", logits)
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from math import pi, sqrt
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ferrovae.nn.quantizers.checks import require
@@ -18,17 +19,46 @@ class CdfActivation(NamedTuple):
     inverse: Callable[[Tensor], Tensor]
 
 
+def _tanh(z: Tensor) -> Tensor:
+    return (z.tanh() + 1) / 2
+
+
+def _tanh_inverse(p: Tensor) -> Tensor:
+    return (2 * p - 1).atanh()
+
+
+def _normal(z: Tensor) -> Tensor:
+    return (1 + (z / sqrt(2)).erf()) / 2
+
+
+def _normal_inverse(p: Tensor) -> Tensor:
+    return (2 * p - 1).erfinv() * sqrt(2)
+
+
 def _laplace(z: Tensor) -> Tensor:
     tail = (-z.abs()).exp() / 2
     return tail.where(z < 0, 1 - tail)
 
 
+def _laplace_inverse(p: Tensor) -> Tensor:
+    return -(p - 0.5).sign() * (1 - 2 * (p - 0.5).abs()).log()
+
+
+def _cauchy(z: Tensor) -> Tensor:
+    return z.atan() / pi + 0.5
+
+
+def _cauchy_inverse(p: Tensor) -> Tensor:
+    return ((p - 0.5) * pi).tan()
+
+
+# Named functions, so that a layer that holds them can be pickled.
 CDF_ACTIVATIONS = {
-    "tanh": CdfActivation(lambda z: (z.tanh() + 1) / 2, lambda p: (2 * p - 1).atanh()),
-    "sigmoid": CdfActivation(lambda z: z.sigmoid(), lambda p: p.logit()),
-    "normal": CdfActivation(lambda z: (1 + (z / sqrt(2)).erf()) / 2, lambda p: (2 * p - 1).erfinv() * sqrt(2)),
-    "laplace": CdfActivation(_laplace, lambda p: -(p - 0.5).sign() * (1 - 2 * (p - 0.5).abs()).log()),
-    "cauchy": CdfActivation(lambda z: z.atan() / pi + 0.5, lambda p: ((p - 0.5) * pi).tan()),
+    "tanh": CdfActivation(_tanh, _tanh_inverse),
+    "sigmoid": CdfActivation(torch.sigmoid, torch.logit),
+    "normal": CdfActivation(_normal, _normal_inverse),
+    "laplace": CdfActivation(_laplace, _laplace_inverse),
+    "cauchy": CdfActivation(_cauchy, _cauchy_inverse),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ferrovae.nn.quantizers.cdf_activations import cdf_activation
-from ferrovae.nn.quantizers.checks import check_channels, check_floating, require
+from ferrovae.nn.quantizers.checks import check_floating, require
 from ferrovae.nn.quantizers.mixed_radix import check_indices, digits_to_indices, indices_to_digits, radix_buffers
 from ferrovae.nn.quantizers.vector_norm import VectorNorm
 
@@ -82,7 +82,7 @@ class FSP(nn.Module):
 
     def level_indices_to_indices(self, level_indices: Tensor) -> Tensor:
         """Bins (..., d) -> indices (...), int32 (int64 beyond 2^31 codes); 0 for a row with a NaN."""
-        return digits_to_indices(level_indices, self._basis)
+        return digits_to_indices(level_indices, self._basis, self.codebook_size)
 
     def indices_to_level_indices(self, indices: Tensor) -> Tensor:
         """Indices (...) -> bins (..., d), integers in [0, L_i)."""
@@ -123,7 +123,8 @@ class FSP(nn.Module):
         """
         channel_dim = 1 if self.channel_first else -1
         expected = f"(B, {self.dim}, ...)" if self.channel_first else f"(..., {self.dim})"
-        check_channels(self, z, self.dim, channel_dim, expected)
+        fits = z.ndim >= (2 if self.channel_first else 1) and z.shape[channel_dim] == self.dim
+        require(self, fits, f"z is {tuple(z.shape)}, expected {expected}")
         check_floating(self, "z", z)
         eps = eps or torch.finfo(z.dtype).eps
         projected = self.project_in(z.movedim(channel_dim, -1))

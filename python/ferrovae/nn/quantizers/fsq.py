@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,13 +125,13 @@ class FSQ(nn.Module):
         ratio = offset / half_range
         bounded = _bounded(z + ratio, True) if hard_clamp else _bounded(z + ratio.atanh(), False)
         bounded = bounded * half_range - offset
-        return _straight_through(bounded.round(), bounded) / (levels // 2)
+        return _StraightThrough.apply(bounded, False) / (levels // 2)
 
     def symmetry_preserving_bound(self, z: Tensor, hard_clamp: bool = False) -> Tensor:
         """Codes of z, (..., d) -> (..., d), by the second formula."""
         steps = (self._levels - 1).to(z.dtype)
         place = steps * (_bounded(z, hard_clamp) + 1) / 2 + 0.5
-        return 2 / steps * _straight_through(place.floor(), place) - 1
+        return 2 / steps * _StraightThrough.apply(place, True) - 1
 
     def quantize(self, z: Tensor) -> Tensor:
         """Codes of z, (..., d) -> (..., d), in [-1, 1]."""
@@ -161,7 +162,7 @@ class FSQ(nn.Module):
             levels = (zhat + 1) / 2 * (self._levels - 1)
         else:
             levels = (zhat + 1) * (self._levels // 2)
-        return digits_to_indices(levels.round(), self._basis)
+        return digits_to_indices(levels.round(), self._basis, self.codebook_size)
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """What `forward` gives for these indices in eval mode, laid out as its input.
@@ -243,6 +244,19 @@ def _bounded(z: Tensor, hard_clamp: bool) -> Tensor:
     return z.clamp(-1, 1) if hard_clamp else z.tanh()
 
 
-def _straight_through(rounded: Tensor, z: Tensor) -> Tensor:
-    """Exactly `rounded`, with the gradient of z."""
-    return rounded.detach() + (z - z.detach())
+class _StraightThrough(torch.autograd.Function):
+    """round or floor with the gradient of the identity, exactly and in one pass."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, floor: bool) -> Tensor:
+        return z.floor() if floor else z.round()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None

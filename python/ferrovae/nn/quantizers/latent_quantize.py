@@ -130,7 +130,7 @@ class LatentQuantize(nn.Module):
             zhat.ndim > 0 and zhat.shape[-1] == self.codebook_dim,
             f"codes are {tuple(zhat.shape)}, expected (..., {self.codebook_dim})",
         )
-        return digits_to_indices(self._nearest(zhat), self._basis)
+        return digits_to_indices(self._nearest(zhat), self._basis, self.codebook_size)
 
     def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
         """Codes of indices, laid out as x: what `forward` gives for them in eval mode.
@@ -158,7 +158,7 @@ class LatentQuantize(nn.Module):
         """
         digits = self._nearest(z)
         codes = self._codes(digits).detach().to(z.dtype) + (z - z.detach())
-        indices = digits_to_indices(digits, self._basis)
+        indices = digits_to_indices(digits, self._basis, self.codebook_size)
         grid = tuple(ps[0])
         out = self.project_out(codes.flatten(-2))
         out = out.reshape(out.shape[0], *grid, self.dim).movedim(-1, 1)
@@ -175,7 +175,7 @@ class LatentQuantize(nn.Module):
             quantized: shaped as z.
             indices: int32 (int64 beyond 2^31 codes), (B, ...), then c where `keep_num_codebooks_dim`. A NaN takes the
                 first value.
-            loss: [], float32 (float64 for a float64 z); 0 in eval mode.
+            loss: [], float32 (float64 for a float64 z); 0 in eval mode and without rows.
 
         Raises:
             ValueError: z has another shape.
@@ -183,7 +183,9 @@ class LatentQuantize(nn.Module):
         """
         require(self, z.ndim >= 2 and z.shape[1] == self.dim, f"z is {tuple(z.shape)}, expected (B, {self.dim}, ...)")
         check_floating(self, "z", z)
-        projected = self.project_in(z.movedim(1, -1))
+        # the loss would be slow between two memory layouts
+        tokens = z.movedim(1, -1).contiguous()
+        projected = self.project_in(tokens)
         rows = projected.unflatten(-1, (self.num_codebooks, self.codebook_dim))
         digits = self._nearest(rows)
         if self.in_place_codebook_optimizer is not None and self.training:
@@ -192,11 +194,12 @@ class LatentQuantize(nn.Module):
         values = self._codes(digits).to(rows.dtype)
         through = rows - rows.detach()
         out = self._output(values.detach() + through)
-        indices = digits_to_indices(digits, self._basis)
+        indices = digits_to_indices(digits, self._basis, self.codebook_size)
         if not self.keep_num_codebooks_dim:
             indices = indices.squeeze(-1)
         learns = self.optimize_values and self.in_place_codebook_optimizer is None
-        return out, indices, self._loss(z, out, self._output(values + through) if learns and self._commits else out)
+        trainable_out = self._output(values + through) if learns and self._commits and self.training else out
+        return out.movedim(-1, 1), indices, self._loss(tokens, out, trainable_out)
 
     def _loss(self, z: Tensor, out: Tensor, trainable_out: Tensor) -> Tensor:
         z, out, trainable_out = (
@@ -210,8 +213,8 @@ class LatentQuantize(nn.Module):
         return loss
 
     def _output(self, codes: Tensor) -> Tensor:
-        """(B, ..., c, d) -> (B, D, ...)."""
-        return self.project_out(codes.flatten(-2)).movedim(-1, 1)
+        """(B, ..., c, d) -> (B, ..., D)."""
+        return self.project_out(codes.flatten(-2))
 
     def _nearest(self, z: Tensor) -> Tensor:
         """The place of each element among the values of its channel: (..., d), int64."""
@@ -267,8 +270,11 @@ class _Constants(nn.Module):
 def _squared_error(layer: LatentQuantize, target: Tensor, x: Tensor, reduce: str) -> Tensor:
     # not mse_loss: compiled, its gradient is taken to have another memory layout than it has
     require(layer, reduce in ("mean", "sum", "none"), f"reduce is {reduce!r}, expected mean, sum or none")
-    error = (x - target).square()
-    return error.mean() if reduce == "mean" else error.sum() if reduce == "sum" else error
+    error = x - target
+    error = error * error
+    if reduce == "mean":
+        return error.sum() / max(error.numel(), 1)
+    return error.sum() if reduce == "sum" else error
 
 
 def _even_values(level: int) -> Tensor:

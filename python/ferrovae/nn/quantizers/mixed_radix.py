@@ -35,11 +35,19 @@ def radix_buffers(layer: nn.Module, levels: Sequence[int], least: int = 2) -> No
     layer.register_buffer("_basis", torch.tensor(basis, dtype=dtype), persistent=False)
 
 
-def digits_to_indices(digits: Tensor, basis: Tensor) -> Tensor:
-    """Whole numbers of any dtype, (..., d) -> (...), sum_i digit_i prod_{j<i} L_j; 0 for a row with a NaN."""
+def digits_to_indices(digits: Tensor, basis: Tensor, size: int) -> Tensor:
+    """Whole numbers of any dtype, (..., d) -> (...), sum_i digit_i prod_{j<i} L_j; 0 for a row with a NaN.
+
+    size: prod_i L_i.
+    """
+    if digits.is_floating_point() and size <= 2**53:
+        # whole numbers that a float holds exactly, and a NaN goes through the sum
+        exact = torch.float32 if size <= 2**24 else torch.float64
+        return (digits.to(exact) * basis).sum(dim=-1).nan_to_num(0.0).to(basis.dtype)
+    indices = (digits.to(basis.dtype) * basis).sum(dim=-1, dtype=basis.dtype)
     if digits.is_floating_point():
-        digits = torch.where(digits.isnan().any(dim=-1, keepdim=True), 0.0, digits)
-    return (digits.to(basis.dtype) * basis).sum(dim=-1, dtype=basis.dtype)
+        indices = indices.masked_fill(digits.sum(dim=-1).isnan(), 0)
+    return indices
 
 
 def indices_to_digits(indices: Tensor, levels: Tensor, basis: Tensor) -> Tensor:

@@ -59,8 +59,11 @@ class VectorNorm(nn.Module):
         return cls(l2_target=variances[name], l3_weight=0.0, l4_weight=0.0)
 
     def forward(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """z (N, D) -> the penalty [], and the four moments of each channel, (D,), by name."""
-        variance, mean = torch.var_mean(z, dim=0, correction=min(1, z.shape[0] - 1) if z.shape[0] else 0)
+        """z (N, D) -> the penalty [], and the four moments of each channel, (D,), by name; all 0 without rows."""
+        if z.shape[0] == 0:
+            nothing = z.new_zeros(z.shape[1])
+            return z.sum(), dict.fromkeys(("mean", "variance", "skewness", "kurtosis"), nothing)
+        variance, mean = torch.var_mean(z, dim=0, correction=min(1, z.shape[0] - 1))
         scores = (z - mean) / variance.clamp_min(self.eps**2).sqrt()
         skewness, kurtosis = scores.pow(3).mean(dim=0), scores.pow(4).mean(dim=0) - 3
         moments = {"mean": mean, "variance": variance, "skewness": skewness, "kurtosis": kurtosis}
