@@ -25,7 +25,7 @@ def pair(**options):
     for make in (partial(upstream.VectorQuantize, dim=DIM, codebook_size=SIZE), partial(VectorQuantize, DIM, SIZE)):
         torch.manual_seed(5)
         given = dict(options)
-        if "vq_bridge" in given:
+        if given.get("vq_bridge"):
             given["vq_bridge"] = torch.nn.Linear(given.get("codebook_dim", DIM), given.get("codebook_dim", DIM))
         layers.append(make(**given))
     return layers
