@@ -3,6 +3,7 @@
 from ferrovae.nn.quantizers.binary_mapper import BinaryMapper
 from ferrovae.nn.quantizers.fsp import FSP
 from ferrovae.nn.quantizers.fsq import FSQ
+from ferrovae.nn.quantizers.grouped_residual_vq import GroupedResidualVQ
 from ferrovae.nn.quantizers.latent_quantize import LatentQuantize
 from ferrovae.nn.quantizers.lfq import (
     LFQ,
@@ -14,6 +15,7 @@ from ferrovae.nn.quantizers.residual_fsq import (
     GroupedResidualFSQ,
     ResidualFSQ,
 )
+from ferrovae.nn.quantizers.residual_vq import ResidualVQ
 from ferrovae.nn.quantizers.sequential import Sequential
 from ferrovae.nn.quantizers.sim_vq import SimVQ
 from ferrovae.nn.quantizers.usage import CodebookUsage
@@ -26,11 +28,13 @@ __all__ = [
     "BinaryMapper",
     "CodebookUsage",
     "GroupedResidualFSQ",
+    "GroupedResidualVQ",
     "LFQLossBreakdown",
     "LFQReturn",
     "LatentQuantize",
     "LossBreakdown",
     "ResidualFSQ",
+    "ResidualVQ",
     "Sequential",
     "SimVQ",
     "VectorQuantize",
