@@ -1,148 +1,186 @@
-"""Parity with vector-quantize-pytorch itself, where it is installed (`pip install 'ferrovae[bench]'`)."""
+"""Parity with vector-quantize-pytorch itself: training steps, arguments of a call, drawn codes.
+
+Every case is a dict of options, run for several training steps and then in eval mode: outputs, losses, gradients of
+the input and of all parameters, and the state. Where the right value is another, see `vector_quantize_cases.DIFFERENT`
+and `test_vector_quantize_defects.py`.
+"""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
 
-from ferrovae.nn import VectorQuantize
-
-upstream = pytest.importorskip(
-    "vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed (extra `bench`)"
-)
-
-DIM, SIZE = 12, 16
+from ferrovae.ops import _checks, _philox
+from nn.quantizers.upstream_parity import assert_same, batch_of, clear_layers, mask_of, run, upstream_module
+from nn.quantizers.vector_quantize_cases import BATCH, DIM, LENGTH, SEQUENCES, SIZE
 
 
-def pair(**options):
-    """The same layer twice: the same seed gives the same parameters and codes."""
-    torch.manual_seed(5)
-    theirs = upstream.VectorQuantize(dim=DIM, codebook_size=SIZE, **options)
-    torch.manual_seed(5)
-    ours = VectorQuantize(DIM, SIZE, **options)
-    return theirs, ours
-
-
-def clear_batches(codebook, count, shape=(3, 20)):
-    """Rows close to a code, so that rounding decides no index; every code in use."""
-    for _ in range(count):
-        indices = torch.randint(codebook.shape[0], shape)
-        yield codebook[indices] + 0.02 * torch.randn(*shape, codebook.shape[1])
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"codebook_dim": 5},
-        {"use_cosine_sim": True, "decay": 0.5},
-        {"rotation_trick": False, "commitment_weight": 0.25, "eps": 1e-3},
-        {"learnable_codebook": True, "ema_update": False},
-        {"ema_update": False},
-        {"codebook_dim": 5, "straight_through": True, "rotation_trick": False, "freeze_codebook": True},
-        {"commitment_weight": 0.0},
-    ],
-)
+@pytest.mark.parametrize("case", SEQUENCES)
 @pytest.mark.parametrize("input_grad", [True, False])
-def test_outputs_losses_gradients_and_codebook_over_steps(options, input_grad):
-    theirs, ours = pair(**options)
-    centres = torch.randn(SIZE, DIM) * 2
-    if "codebook_dim" not in options:
-        codes = torch.nn.functional.normalize(centres, dim=-1) if "use_cosine_sim" in options else centres
-        for layer in (theirs, ours):
-            with torch.no_grad():
-                layer.codebook = codes
-    for x in clear_batches(centres, 5):
-        results = []
-        for layer in (theirs, ours):
-            layer.zero_grad()
-            inputs = x.clone().requires_grad_(input_grad)
-            quantized, indices, loss = layer(inputs)
-            total = (quantized * torch.linspace(-1, 1, DIM)).sum() + 10 * loss
-            if total.requires_grad:
-                total.backward()
-            gradients = [inputs.grad, *(parameter.grad for _, parameter in sorted(layer.named_parameters()))]
-            results.append((quantized, indices, loss, gradients, dict(layer.state_dict())))
-        (their_vectors, their_indices, their_loss, their_gradients, their_state) = results[0]
-        (our_vectors, our_indices, our_loss, our_gradients, our_state) = results[1]
-        assert torch.equal(our_indices, their_indices)
-        assert our_loss.dtype == their_loss.dtype
-        torch.testing.assert_close(our_vectors, their_vectors, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(our_loss, their_loss, rtol=1e-5, atol=1e-7)
-        for one, two in zip(our_gradients, their_gradients, strict=True):
-            # an unused parameter of theirs has a zero gradient where ours has none, or the reverse
-            one, two = (torch.zeros(()) if gradient is None else gradient for gradient in (one, two))
-            torch.testing.assert_close(*torch.broadcast_tensors(one, two), rtol=1e-4, atol=1e-4)
-        assert our_state.keys() == their_state.keys()
-        torch.testing.assert_close(our_state, their_state, rtol=1e-4, atol=1e-5)
-    theirs.eval()
-    ours.eval()
-    for one, two in zip(ours(x), theirs(x), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+def test_training_steps_and_eval(case, input_grad):
+    theirs, ours = clear_layers(**SEQUENCES[case])
+    for step in range(3):
+        x = batch_of(theirs)
+        results = [run(layer, x, input_grad, return_loss_breakdown=True) for layer in (ours, theirs)]
+        assert_same(*results, f"step {step}")
+    if "affine_param" not in SEQUENCES[case]:
+        x = batch_of(theirs)
+        assert_same(*(run(layer, x, input_grad, training=False) for layer in (ours, theirs)), "eval")
 
 
-@pytest.mark.parametrize("zeros", [True, False])
-def test_masks(zeros):
-    theirs, ours = pair(return_zeros_for_masked_padding=zeros)
-    centres = torch.randn(SIZE, DIM)
-    theirs.codebook = centres
-    ours.codebook = centres
-    for x in clear_batches(centres, 3):
-        mask = torch.rand(3, 20) > 0.4
-        for one, two in zip(ours(x, mask=mask), theirs(x, mask=mask), strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), rtol=1e-4, atol=1e-5)
+CALLS = {
+    "mask": ({}, {"mask": mask_of}),
+    "mask kept": ({"return_zeros_for_masked_padding": False}, {"mask": mask_of}),
+    "lens": ({"decay": 0.5}, {"lens": lambda x: torch.tensor([LENGTH, 7, 12])}),
+    "lens learnable": (
+        {"learnable_codebook": True, "ema_update": False, "return_zeros_for_masked_padding": False},
+        {"lens": lambda x: torch.tensor([3, 0, 12])},
+    ),
+    "mask affine": ({"affine_param": True}, {"mask": mask_of}),
+    "mask in place": (
+        {
+            "learnable_codebook": True,
+            "ema_update": False,
+            "in_place_codebook_optimizer": partial(torch.optim.SGD, lr=5.0),
+        },
+        {"mask": mask_of},
+    ),
+    "mask cross-entropy heads": (
+        {"heads": 2, "codebook_dim": 6, "commitment_use_cross_entropy_loss": True, "freeze_codebook": True},
+        {"mask": mask_of},
+    ),
+    "freeze": ({}, {"freeze_codebook": True}),
+    "thaw": ({"freeze_codebook": True}, {"freeze_codebook": False}),
+    "ema off": ({}, {"ema_update": False}),
+    "ema on": ({"ema_update": False}, {"ema_update": True}),
+    "weight by code": ({}, {"ema_update_weight": lambda x: torch.linspace(0, 1, SIZE)}),
+    "weight by head and code": (
+        {"heads": 2, "codebook_dim": 6, "separate_codebook_per_head": True},
+        {"ema_update_weight": lambda x: torch.linspace(0, 1, 2 * SIZE).view(2, SIZE)},
+    ),
+    "weight function": ({}, {"ema_update_weight": lambda x: lambda sums, counts: (counts > 2).float()}),
+    "topk": ({}, {"topk": 3}),
+    "topk one": ({"use_cosine_sim": True, "codebook_dim": 5}, {"topk": 1}),
+    "topk more than there are": ({"rotation_trick": False, "commitment_weight": 0.5}, {"topk": 99}),
+    "topk mask": ({}, {"topk": 2, "mask": mask_of}),
+    "topk learnable": ({"learnable_codebook": True, "ema_update": False, "codebook_dim": 5}, {"topk": 4}),
+    "topk no commitment": ({"commitment_weight": 0.0, "codebook_diversity_loss_weight": 0.0}, {"topk": 4}),
+    "topk orthogonal": ({"orthogonal_reg_weight": 1.0, "orthogonal_reg_active_codes_only": True}, {"topk": 2}),
+    "topk directional": ({"directional_reparam": True, "threshold_ema_dead_code": 1e-9}, {"topk": 2}),
+    "cross-entropy of indices": (
+        {"freeze_codebook": True},
+        {"indices": lambda x: torch.randint(-1, SIZE, x.shape[:2])},
+    ),
+    "cross-entropy of indices cosine": (
+        {"freeze_codebook": True, "use_cosine_sim": True},
+        {"indices": lambda x: torch.randint(-1, SIZE, x.shape[:2])},
+    ),
+    "cross-entropy of indices learnable": (
+        {"learnable_codebook": True, "ema_update": False},
+        {"indices": lambda x: torch.randint(-1, SIZE, x.shape[:2])},
+    ),
+    "transform": (
+        {"learnable_codebook": True, "ema_update": False},
+        {"codebook_transform_fn": lambda x: partial(moved_codes, condition=x.detach())},
+    ),
+    "transform cosine": (
+        {"use_cosine_sim": True, "freeze_codebook": True},
+        {"codebook_transform_fn": lambda x: partial(moved_codes, condition=x.detach())},
+    ),
+    "transform separate cross-entropy": (
+        {
+            "heads": 2,
+            "codebook_dim": 6,
+            "separate_codebook_per_head": True,
+            "learnable_codebook": True,
+            "ema_update": False,
+            "commitment_use_cross_entropy_loss": True,
+        },
+        {"codebook_transform_fn": lambda x: partial(moved_codes, condition=x.detach()[..., :6])},
+    ),
+    "transform topk": (
+        {"learnable_codebook": True, "ema_update": False},
+        {"codebook_transform_fn": lambda x: partial(moved_codes, condition=x.detach()), "topk": 3},
+    ),
+    "transform diversity": (
+        {
+            "learnable_codebook": True,
+            "ema_update": False,
+            "codebook_diversity_loss_weight": 0.5,
+            "codebook_diversity_temperature": 1.0,
+        },
+        {"codebook_transform_fn": lambda x: partial(moved_codes, condition=x.detach())},
+    ),
+    "transform soft": (
+        {
+            "straight_through": True,
+            "rotation_trick": False,
+            "route_gradients_to_input": False,
+            "freeze_codebook": True,
+            "orthogonal_reg_weight": 0.1,
+        },
+        {"codebook_transform_fn": lambda x: partial(moved_codes, condition=x.detach())},
+    ),
+}
+
+
+def moved_codes(codes, condition):
+    """(H, K, D) and (B, N, D) -> (H, B, N, K, D)."""
+    return codes[:, None, None] + 0.3 * torch.tanh(condition)[None, :, :, None] * codes[:, None, None].sin()
 
 
 @pytest.mark.parametrize(
-    ("options", "shape"),
-    [
-        ({"channel_last": False}, (2, DIM, 9)),
-        ({"accept_image_fmap": True}, (2, DIM, 3, 4)),
-        ({"accept_image_fmap": True, "codebook_dim": 5}, (2, DIM, 3, 4)),
-        ({}, (7, DIM)),
-    ],
+    ("case", "training"),
+    [(case, training) for case in CALLS for training in (True, False) if training or case != "mask affine"],
 )
-def test_layouts(options, shape):
-    theirs, ours = pair(**options)
-    x = torch.randn(shape)
-    results = ours(x), theirs(x)
-    for one, two in zip(*results, strict=True):
-        assert one.shape == two.shape
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
-    codes = [layer.get_codes_from_indices(results[0][1]) for layer in (ours, theirs)]
-    torch.testing.assert_close(*codes, rtol=1e-4, atol=1e-5)
+def test_arguments_of_a_call(case, training):
+    options, arguments = CALLS[case]
+    theirs, ours = clear_layers(**options)
+    for step in range(2):
+        x = batch_of(theirs)
+        given = {name: value(x) if callable(value) else value for name, value in arguments.items()}
+        both = [run(layer, x, True, training, **given) for layer in (ours, theirs)]
+        assert_same(*both, f"step {step}")
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"codebook_dim": 5}, {"kmeans_init": True}, {"learnable_codebook": True, "ema_update": False}]
-)
-def test_checkpoints_load_both_ways(options):
-    theirs, ours = pair(**options)
-    x = torch.randn(4, 30, DIM)
-    theirs(x)
-    ours(x + 1)
-    for source, target in ((theirs, pair(**options)[1]), (ours, pair(**options)[0])):
-        target.load_state_dict(source.state_dict(), strict=True)
-        source.eval()
-        target.eval()
-        for one, two in zip(source(x), target(x), strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+def test_accumulated_statistics_are_applied_by_the_next_step():
+    theirs, ours = clear_layers(decay=0.7)
+    for accumulate in (True, True, False, True, False):
+        x = batch_of(theirs)
+        weight = None if accumulate else torch.linspace(0.5, 1, SIZE)
+        assert_same(
+            *(run(layer, x, True, accum_ema_update=accumulate, ema_update_weight=weight) for layer in (ours, theirs)),
+            f"accumulate {accumulate}",
+        )
 
 
-def test_start_by_kmeans_reaches_the_same_means():
-    centres = torch.eye(4) * 10
-    x = (centres[:, None] + 0.01 * torch.randn(4, 50, 4)).flatten(0, 1)
-    wanted = x.reshape(4, 50, 4).mean(1)
-    for start in range(20):  # theirs starts at random: until it finds all four
-        torch.manual_seed(start)
-        theirs = upstream.VectorQuantize(dim=4, codebook_size=4, kmeans_init=True).eval()
-        theirs(x[None])
-        if (torch.cdist(wanted, theirs.codebook).amin(-1) < 0.1).all():
-            break
-    ours = VectorQuantize(4, 4, kmeans_init=True).eval()
-    ours(x[None])
-    for name in ("cluster_size", "embed", "embed_avg"):
-        one, two = (getattr(layer._codebook, name)[0] for layer in (ours, theirs))
-        order = [layer.codebook.argmax(-1).argsort() for layer in (ours, theirs)]
-        torch.testing.assert_close(one[order[0]], two[order[1]], rtol=1e-4, atol=1e-3)
+STOCHASTIC = {
+    "default": {},
+    "cold": {"sample_codebook_temp": 0.1},
+    "cosine": {"use_cosine_sim": True, "sample_codebook_temp": 0.3},
+    "separate": {"heads": 2, "codebook_dim": 6, "separate_codebook_per_head": True},
+    "soft": {"straight_through": True, "rotation_trick": False, "codebook_dim": 5, "freeze_codebook": True},
+    "zero": {"sample_codebook_temp": 0.0},
+}
+
+
+@pytest.mark.parametrize("case", STOCHASTIC)
+@pytest.mark.parametrize("temperature", [None, 0.7])
+@pytest.mark.parametrize("training", [True, False])
+def test_drawn_codes_are_theirs_under_the_same_noise(monkeypatch, case, temperature, training):
+    def same_noise(scores):
+        seed = _checks.seed("noise", None, None, scores.device)
+        return torch.stack(
+            [
+                _philox.gumbels(seed, torch.arange(scores.shape[1]), head, scores.shape[2])
+                for head in range(scores.shape[0])
+            ]
+        )
+
+    monkeypatch.setattr(upstream_module, "gumbel_noise", same_noise)
+    theirs, ours = clear_layers(stochastic_sample_codes=True, **STOCHASTIC[case])
+    x = torch.randn(BATCH, LENGTH, DIM)
+    both = [run(layer, x, case != "soft", training, sample_codebook_temp=temperature) for layer in (ours, theirs)]
+    assert_same(*both, case)

@@ -8,6 +8,7 @@ from ferrovae.nn.quantizers.evo_lfq import (
 )
 from ferrovae.nn.quantizers.fsp import FSP
 from ferrovae.nn.quantizers.fsq import FSQ
+from ferrovae.nn.quantizers.grouped_residual_vq import GroupedResidualVQ
 from ferrovae.nn.quantizers.latent_quantize import LatentQuantize
 from ferrovae.nn.quantizers.lfq import (
     LFQ,
@@ -24,6 +25,7 @@ from ferrovae.nn.quantizers.residual_lfq import (
     ResidualLFQ,
 )
 from ferrovae.nn.quantizers.residual_sim_vq import ResidualSimVQ
+from ferrovae.nn.quantizers.residual_vq import ResidualVQ
 from ferrovae.nn.quantizers.sequential import Sequential
 from ferrovae.nn.quantizers.sim_vq import SimVQ
 from ferrovae.nn.quantizers.usage import CodebookUsage
@@ -40,6 +42,7 @@ __all__ = [
     "EvoLFQReturn",
     "GroupedResidualFSQ",
     "GroupedResidualLFQ",
+    "GroupedResidualVQ",
     "LFQLossBreakdown",
     "LFQReturn",
     "LatentQuantize",
@@ -47,6 +50,7 @@ __all__ = [
     "ResidualFSQ",
     "ResidualLFQ",
     "ResidualSimVQ",
+    "ResidualVQ",
     "Sequential",
     "SimVQ",
     "VectorQuantize",

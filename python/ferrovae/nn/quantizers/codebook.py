@@ -32,6 +32,7 @@ class CodebookOptions(NamedTuple):
     learnable_codebook: bool = False
     ema_update: bool = True
     manual_ema_update: bool = False
+    threshold_usage_ratio: float = 0.0  # a residual stack's: dead is also under this share of the mean count
 
 
 class Codebook(nn.Module):
@@ -89,7 +90,7 @@ class Codebook(nn.Module):
     @property
     def replaces_dead_codes(self) -> bool:
         """Whether training replaces dead codes."""
-        return self.options.threshold_ema_dead_code > 0
+        return self.options.threshold_ema_dead_code > 0 or self.options.threshold_usage_ratio > 0
 
     @property
     def synchronized(self) -> bool:
@@ -232,12 +233,18 @@ class Codebook(nn.Module):
         return normalize(vectors, dim=-1, eps=1e-6) if self.options.use_cosine_sim else vectors
 
     def _replace_dead(self, rows: Tensor, filled: Tensor) -> None:
-        """Dead codes become a batch row, with the threshold as their count."""
-        threshold = self.options.threshold_ema_dead_code
+        """Dead codes become a batch row, with the threshold as their count, or the mean count if that is larger."""
+        threshold: Tensor | float = self.options.threshold_ema_dead_code
+        count: Tensor | float = threshold
+        if self.options.threshold_usage_ratio > 0:
+            mean = self.cluster_size.mean(dim=-1, keepdim=True)
+            threshold = (self.options.threshold_usage_ratio * mean).clamp(min=threshold)
+            count = mean.clamp(min=count).expand_as(self.cluster_size)
         replaced = dead(self.cluster_size, filled, threshold)
+        sums = rows * (count[..., None] if isinstance(count, Tensor) else count)
         self.embed.copy_(torch.where(replaced[..., None], rows, self.embed))
-        self.embed_avg.copy_(torch.where(replaced[..., None], rows * threshold, self.embed_avg))
-        self.cluster_size.masked_fill_(replaced, threshold)
+        self.embed_avg.copy_(torch.where(replaced[..., None], sums, self.embed_avg))
+        self.cluster_size.copy_(torch.where(replaced, count, self.cluster_size))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
         """Move between devices, but keep float32: `.bfloat16()` would make the moving averages stand still."""

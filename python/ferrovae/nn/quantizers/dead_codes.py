@@ -34,6 +34,6 @@ def replacement_rows(x: Tensor, valid: Tensor, state: Tensor, *, synchronized: b
     return torch.stack(rows), torch.stack(filled)
 
 
-def dead(counts: Tensor, filled: Tensor, threshold: float) -> Tensor:
+def dead(counts: Tensor, filled: Tensor, threshold: Tensor | float) -> Tensor:
     """Which codes are to be replaced: (H, K) bool, the moving count under the threshold and exactly one row at hand."""
     return (counts < threshold) & (filled == 1)

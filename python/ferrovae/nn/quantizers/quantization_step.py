@@ -104,7 +104,8 @@ class QuantizationStep:
             self.indices = look_up(
                 self.exact, codes.detach(), cosine=self.options.cosine, topk=self.topk, temperature=temperature
             )
-            self.codes = take_codes(codes, self.indices)
+            # From the copy, or a compiled graph would only copy in the backward pass, too late.
+            self.codes = take_codes(self._codes, self.indices)
         self.codes = self.codes.to(self.rows.dtype)
 
     def accumulate_in_place_gradients(self) -> None:
