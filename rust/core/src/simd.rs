@@ -45,6 +45,11 @@ impl Level {
     }
 }
 
+/// A buffer that begins where a vector of any level may: none of its vectors lies on two lines of the cache.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Aligned<T>(pub T);
+
 /// The best level this processor has.
 pub fn detected() -> Level {
     #[cfg(target_arch = "x86_64")]
