@@ -7,7 +7,7 @@
 use crate::simd::Aligned;
 
 /// Counters worked on at once; four normals each.
-pub const GROUPS: usize = 256;
+pub const GROUPS: usize = 128;
 /// Loops run over a multiple of this, so that none ends in single steps.
 pub const STEP: usize = 32;
 

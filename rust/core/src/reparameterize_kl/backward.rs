@@ -118,11 +118,22 @@ impl<T: Number> Kernel for Backward<'_, T> {
         for job in self.jobs.clone() {
             for block in self.plan.job(job) {
                 let unit = self.plan.unit(job, block);
-                let steps = unit.steps();
+                let (steps, next) = (unit.steps(), self.plan.after(job, block, self.jobs.end));
                 self.logvar.read(&unit, logvar);
-                self.noise(&unit, &mut noise, grad, of_noise);
+                // What is asked for a part at a time arrives while the processor computes.
+                if let Some(next) = &next {
+                    self.logvar.expect(next);
+                }
+                self.noise(&unit, next.as_ref(), &mut noise, grad, of_noise);
+                if let Some(next) = &next {
+                    self.dmean.expect(next);
+                    self.dlogvar.expect(next);
+                }
                 if self.dkl.is_some() {
                     self.mean.read(&unit, mean);
+                    if let Some(next) = &next {
+                        self.mean.expect(next);
+                    }
                     self.weights(&unit, weight);
                 }
                 let drawn = self.dz.is_some();
@@ -181,7 +192,14 @@ impl<T: Number> Kernel for Backward<'_, T> {
 impl<T: Number> Backward<'_, T> {
     /// The sums over the samples of dz and of dz eps.
     #[inline(always)]
-    fn noise(&self, unit: &Unit, noise: &mut Noise, grad: &mut [T::Work; UNIT], of_noise: &mut [T::Work; UNIT]) {
+    fn noise(
+        &self,
+        unit: &Unit,
+        next: Option<&Unit>,
+        noise: &mut Noise,
+        grad: &mut [T::Work; UNIT],
+        of_noise: &mut [T::Work; UNIT],
+    ) {
         let steps = unit.steps();
         let Some(dz) = self.dz else {
             grad[..steps].fill(T::Work::ZERO);
@@ -194,6 +212,9 @@ impl<T: Number> Backward<'_, T> {
         self.plan.place(noise, unit);
         if self.plan.draws.samples == 1 {
             Rows::part(dz, layout).read(unit, grad);
+            if let Some(next) = next {
+                Rows::part(dz, layout).expect(next);
+            }
             self.plan.normals(noise, 0, eps);
             let mut at = 0;
             while at < steps {

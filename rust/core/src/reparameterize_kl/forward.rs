@@ -35,12 +35,17 @@ impl<T: Number> Kernel for Forward<'_, T> {
         let (prior_mean, prior_logvar) = (&mut prior_mean.0, &mut prior_logvar.0);
         let (layout, size) = (self.mean.layout(), self.plan.examples * self.plan.columns);
         let mut noise = Noise::new();
+        let end = self.jobs.end;
         for job in self.jobs {
             for block in self.plan.job(job) {
                 let unit = self.plan.unit(job, block);
-                let steps = unit.steps();
+                let (steps, next) = (unit.steps(), self.plan.after(job, block, end));
                 self.mean.read(&unit, mean);
                 self.logvar.read(&unit, std);
+                // What is asked for a part at a time arrives while the processor computes.
+                if let Some(next) = &next {
+                    self.mean.expect(next);
+                }
                 let mut at = 0;
                 if self.prior.is_given() {
                     self.prior.read(&unit, prior_mean, prior_logvar);
@@ -71,9 +76,15 @@ impl<T: Number> Kernel for Forward<'_, T> {
                         }
                     }
                 }
+                if let Some(next) = &next {
+                    self.logvar.expect(next);
+                }
                 self.plan.place(&mut noise, &unit);
                 for sample in 0..self.plan.draws.samples {
                     self.plan.normals(&mut noise, sample, eps);
+                    if let Some(next) = &next {
+                        Target::rows(self.z, sample * size, layout).expect(next);
+                    }
                     let mut at = 0;
                     while at < steps {
                         z[at] = T::round(mean[at] + std[at] * T::Work::from_f32(eps[at]));
