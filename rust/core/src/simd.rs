@@ -11,12 +11,14 @@ mod lanes;
 mod peak;
 mod portable;
 pub mod special;
+mod two;
 
 use std::sync::OnceLock;
 
 pub use exp::{exp, exp_m1_negative_abs, exp_negative_abs};
 pub use lanes::{Kernel, Lanes};
 pub use peak::multiply_add_peak;
+pub use two::Two;
 
 /// Instruction sets with a kernel of their own, slowest first. All give the same results, to rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
