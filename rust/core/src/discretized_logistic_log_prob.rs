@@ -185,9 +185,8 @@ fn block<V: Lanes>(levels: &Levels<V>, [x, mean, log_scale]: [&[f32]; 3]) -> f64
 #[inline(always)]
 fn add<V: Lanes>(levels: &Levels<V>, [linear, growth]: [V; 2], [x, mean, log_scale]: [V; 3]) -> [V; 2] {
     let cell = levels.cell(x);
-    let (lower, upper) = ends(levels, cell.n, mean);
-    let parts = levels.parts(&cell, lower, upper, log_scale);
-    [linear.add(parts.linear), parts.grow(growth)]
+    let factor = levels.factor(&cell, mean, log_scale);
+    [linear.add(factor.linear), factor.growth.mul_add(growth, growth.add(factor.growth))]
 }
 
 /// The distances of a level's ends from the mean, in half levels.
@@ -241,10 +240,10 @@ impl Kernel for Backward<'_> {
     fn run<V: Lanes>(mut self) {
         let mut scratch = [[0.0; BLOCK]; 3];
         let mut slopes = [[0.0; BLOCK]; 2];
-        let levels = Levels::<V>::new(self.data.levels);
+        let levels = Levels::<Two<V>>::new(self.data.levels);
         let first = self.rows.start;
         for row in self.rows {
-            let grad = V::splat(self.grad[row]);
+            let grad = Two::splat(self.grad[row]);
             let mut column = 0;
             while column < self.data.columns {
                 let length = BLOCK.min(self.data.columns - column);

@@ -88,6 +88,11 @@ impl<V: Lanes> Lanes for Two<V> {
     }
 
     #[inline(always)]
+    fn or_where_zero(self, condition: Self, other: Self) -> Self {
+        Self(self.0.or_where_zero(condition.0, other.0), self.1.or_where_zero(condition.1, other.1))
+    }
+
+    #[inline(always)]
     fn low_bits_to_exponent(self) -> Self {
         Self(self.0.low_bits_to_exponent(), self.1.low_bits_to_exponent())
     }
