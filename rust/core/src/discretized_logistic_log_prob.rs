@@ -12,15 +12,15 @@ use std::ops::Range;
 pub use float64::{Logistics64, discretized_logistic_log_prob_backward_f64, discretized_logistic_log_prob_f64};
 
 use crate::logistic::{IN_ALL, Levels, PER_LANE};
-use crate::simd::{self, Kernel, Lanes, Level};
+use crate::simd::{self, Kernel, Lanes, Level, Two};
 use crate::threads;
 use crate::values::{Values, ValuesMut};
 use crate::{Error, Result};
 
 /// Numbers between two flushes into `f64`.
-const BLOCK: usize = 368;
-/// At least as many lanes as any level has.
-const MOST_LANES: usize = 16;
+const BLOCK: usize = 352;
+/// At least as many lanes as two vectors of any level have.
+const MOST_LANES: usize = 32;
 /// Elements that are worth a thread: some 100 us of work.
 const GRAIN: usize = 1 << 16;
 /// Levels at most: their ends are told apart in `f32`.
@@ -132,7 +132,7 @@ impl Kernel for Forward<'_> {
     #[inline(always)]
     fn run<V: Lanes>(self) {
         let mut scratch = [[0.0; BLOCK]; 3];
-        let levels = Levels::<V>::new(self.data.levels);
+        let levels = Levels::<Two<V>>::new(self.data.levels);
         for (row, out) in self.rows.zip(self.out) {
             let (mut total, mut column) = (0.0, 0);
             while column < self.data.columns {
@@ -185,9 +185,8 @@ fn block<V: Lanes>(levels: &Levels<V>, [x, mean, log_scale]: [&[f32]; 3]) -> f64
 #[inline(always)]
 fn add<V: Lanes>(levels: &Levels<V>, [linear, growth]: [V; 2], [x, mean, log_scale]: [V; 3]) -> [V; 2] {
     let cell = levels.cell(x);
-    let (lower, upper) = ends(levels, cell.n, mean);
-    let parts = levels.parts(&cell, lower, upper, log_scale);
-    [linear.add(parts.linear), parts.grow(growth)]
+    let factor = levels.factor(&cell, mean, log_scale);
+    [linear.add(factor.linear), factor.growth.mul_add(growth, growth.add(factor.growth))]
 }
 
 /// The distances of a level's ends from the mean, in half levels.
@@ -241,10 +240,10 @@ impl Kernel for Backward<'_> {
     fn run<V: Lanes>(mut self) {
         let mut scratch = [[0.0; BLOCK]; 3];
         let mut slopes = [[0.0; BLOCK]; 2];
-        let levels = Levels::<V>::new(self.data.levels);
+        let levels = Levels::<Two<V>>::new(self.data.levels);
         let first = self.rows.start;
         for row in self.rows {
-            let grad = V::splat(self.grad[row]);
+            let grad = Two::splat(self.grad[row]);
             let mut column = 0;
             while column < self.data.columns {
                 let length = BLOCK.min(self.data.columns - column);

@@ -4,12 +4,15 @@
 //! `f32` in a fixed order, no fused multiply-add, so every instruction set and the torch reference give the same bits.
 //! Everything is `#[inline(always)]`: it is compiled for the instruction set of the kernel that calls it.
 
+use crate::simd::Aligned;
+
 /// Counters worked on at once; four normals each.
-pub const GROUPS: usize = 256;
+pub const GROUPS: usize = 128;
 /// Loops run over a multiple of this, so that none ends in single steps.
 pub const STEP: usize = 32;
 
 const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const LOW: u64 = 0xFFFF_FFFF;
 const KEY_STEPS: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 /// Coefficients of ln, sine and cosine: Cephes (Moshier), as in the torch reference.
 const LOG: [f32; 9] = [
@@ -31,6 +34,12 @@ const SQRT_HALF_BITS: i32 = 0x3F35_04F3;
 /// The words of a counter under a key. Straight code: loops over counters are vectorised around it.
 #[inline(always)]
 pub fn philox(key: u64, counter: [u32; 4]) -> [u32; 4] {
+    ten_rounds(key, counter.map(u64::from)).map(|word| word as u32)
+}
+
+/// The words, in the low halves.
+#[inline(always)]
+fn ten_rounds(key: u64, counter: [u64; 4]) -> [u64; 4] {
     let key = [key as u32, (key >> 32) as u32];
     let words = five_rounds(key, counter);
     let key = [key[0].wrapping_add(KEY_STEPS[0].wrapping_mul(5)), key[1].wrapping_add(KEY_STEPS[1].wrapping_mul(5))];
@@ -38,7 +47,7 @@ pub fn philox(key: u64, counter: [u32; 4]) -> [u32; 4] {
 }
 
 #[inline(always)]
-fn five_rounds(key: [u32; 2], words: [u32; 4]) -> [u32; 4] {
+fn five_rounds(key: [u32; 2], words: [u64; 4]) -> [u64; 4] {
     let words = round(key, 0, words);
     let words = round(key, 1, words);
     let words = round(key, 2, words);
@@ -46,22 +55,26 @@ fn five_rounds(key: [u32; 2], words: [u32; 4]) -> [u32; 4] {
     round(key, 4, words)
 }
 
+/// Only the low halves of the words count. What is in the high ones stays there: a vector of `u64` is multiplied by its
+/// low halves as it is, while one of `u32` would be taken apart and put together again in every round.
 #[inline(always)]
-fn round(key: [u32; 2], number: u32, [c0, c1, c2, c3]: [u32; 4]) -> [u32; 4] {
-    let low = u64::from(c0) * MULTIPLIERS[0];
-    let high = u64::from(c2) * MULTIPLIERS[1];
+fn round(key: [u32; 2], number: u32, [c0, c1, c2, c3]: [u64; 4]) -> [u64; 4] {
+    let low = (c0 & LOW) * MULTIPLIERS[0];
+    let high = (c2 & LOW) * MULTIPLIERS[1];
     let k0 = key[0].wrapping_add(KEY_STEPS[0].wrapping_mul(number));
     let k1 = key[1].wrapping_add(KEY_STEPS[1].wrapping_mul(number));
-    [(high >> 32) as u32 ^ c1 ^ k0, high as u32, (low >> 32) as u32 ^ c3 ^ k1, low as u32]
+    [(high >> 32) ^ c1 ^ u64::from(k0), high, (low >> 32) ^ c3 ^ u64::from(k1), low]
 }
 
 /// The counters of some examples and columns, and room to work; made once, placed for each block of them.
 pub struct Noise {
-    group: [u32; GROUPS],
-    low: [u32; GROUPS],
-    high: [u32; GROUPS],
-    radius: [u32; 2 * GROUPS],
-    angle: [u32; 2 * GROUPS],
+    group: Aligned<[u64; GROUPS]>,
+    low: Aligned<[u64; GROUPS]>,
+    high: Aligned<[u64; GROUPS]>,
+    /// Two words a counter.
+    radius: Aligned<[u64; GROUPS]>,
+    angle: Aligned<[u64; GROUPS]>,
+    radii: Aligned<[f32; 2 * GROUPS]>,
     /// How many counters, rounded up to whole steps.
     count: usize,
 }
@@ -70,8 +83,9 @@ impl Noise {
     /// No counters.
     #[inline(always)]
     pub fn new() -> Self {
-        let (words, pairs) = ([0; GROUPS], [0; 2 * GROUPS]);
-        Self { group: words, low: words, high: words, radius: pairs, angle: pairs, count: 0 }
+        let words = Aligned([0; GROUPS]);
+        let radii = Aligned([0.0; 2 * GROUPS]);
+        Self { group: words, low: words, high: words, radius: words, angle: words, radii, count: 0 }
     }
 
     /// Columns `4 * first_group..4 * (first_group + groups)` of `examples` examples, row after row, at most [`GROUPS`]
@@ -84,9 +98,9 @@ impl Noise {
             let (start, id) = (example * groups, id(example));
             let mut at = 0;
             while at < groups {
-                self.group[start + at] = (first_group + at) as u32;
-                self.low[start + at] = id as u32;
-                self.high[start + at] = (id >> 32) as u32;
+                self.group.0[start + at] = (first_group + at) as u64;
+                self.low.0[start + at] = id;
+                self.high.0[start + at] = id >> 32;
                 at += 1;
             }
             example += 1;
@@ -97,36 +111,54 @@ impl Noise {
     #[inline(always)]
     pub fn normals(&mut self, key: u64, sample: u32, out: &mut [f32; 4 * GROUPS]) {
         let count = self.count.min(GROUPS);
-        let counters = [&self.group[..count], &self.low[..count], &self.high[..count]];
-        words(key, sample, counters, &mut self.radius[..2 * count], &mut self.angle[..2 * count]);
-        box_mullers(&self.radius[..2 * count], &self.angle[..2 * count], &mut out[..4 * count]);
+        let counters = [&self.group.0[..count], &self.low.0[..count], &self.high.0[..count]];
+        words(key, sample, counters, &mut self.radius.0[..count], &mut self.angle.0[..count]);
+        radii(halves(&self.radius.0[..count]), &mut self.radii.0[..2 * count]);
+        box_mullers(&self.radii.0[..2 * count], halves(&self.angle.0[..count]), &mut out[..4 * count]);
     }
 }
 
 /// The words of counters: the even ones into `radius`, the odd ones into `angle`.
 #[inline(always)]
-fn words(key: u64, sample: u32, [group, low, high]: [&[u32]; 3], radius: &mut [u32], angle: &mut [u32]) {
-    let (radius, _) = radius.as_chunks_mut::<2>();
-    let (angle, _) = angle.as_chunks_mut::<2>();
+fn words(key: u64, sample: u32, [group, low, high]: [&[u64]; 3], radius: &mut [u64], angle: &mut [u64]) {
     let (low, high) = (&low[..group.len()], &high[..group.len()]);
     let (radius, angle) = (&mut radius[..group.len()], &mut angle[..group.len()]);
     let mut at = 0;
     while at < group.len() {
-        let [w0, w1, w2, w3] = philox(key, [group[at], sample, low[at], high[at]]);
-        radius[at] = [w0, w2];
-        angle[at] = [w1, w3];
+        let [w0, w1, w2, w3] = ten_rounds(key, [group[at], u64::from(sample), low[at], high[at]]);
+        radius[at] = (w0 & LOW | w2 << 32).to_le();
+        angle[at] = (w1 & LOW | w3 << 32).to_le();
         at += 1;
     }
 }
 
-/// The pairs of normals of pairs of words.
+/// The pairs of words in numbers that [`words`] wrote.
 #[inline(always)]
-fn box_mullers(radius: &[u32], angle: &[u32], out: &mut [f32]) {
-    let (out, _) = out.as_chunks_mut::<2>();
-    let (angle, out) = (&angle[..radius.len()], &mut out[..radius.len()]);
+fn halves(pairs: &[u64]) -> &[u32] {
+    // SAFETY: as many bytes, aligned more than enough; any bits are a `u32`.
+    unsafe { std::slice::from_raw_parts(pairs.as_ptr().cast(), 2 * pairs.len()) }
+}
+
+/// The radii of words. A loop of its own: the chains of dependent instructions of several vectors must fit what the
+/// processor looks at, or it waits.
+#[inline(always)]
+fn radii(words: &[u32], out: &mut [f32]) {
+    let out = &mut out[..words.len()];
     let mut at = 0;
-    while at < radius.len() {
-        let (first, second) = box_muller(radius[at], angle[at]);
+    while at < words.len() {
+        out[at] = radius(words[at]);
+        at += 1;
+    }
+}
+
+/// The pairs of normals of radii and words.
+#[inline(always)]
+fn box_mullers(radii: &[f32], angle: &[u32], out: &mut [f32]) {
+    let (out, _) = out.as_chunks_mut::<2>();
+    let (angle, out) = (&angle[..radii.len()], &mut out[..radii.len()]);
+    let mut at = 0;
+    while at < radii.len() {
+        let (first, second) = on_circle(radii[at], angle[at]);
         out[at] = [first, second];
         at += 1;
     }
@@ -141,8 +173,19 @@ impl Default for Noise {
 /// Two normals from two words: radius times cosine, radius times sine.
 #[inline(always)]
 pub fn box_muller(radius_word: u32, angle_word: u32) -> (f32, f32) {
-    let uniform = radius_word as f32 * 2.328_306_4e-10 + 1.164_153_2e-10; // 2^-32, 2^-33
-    let radius = (ln(uniform) * -2.0).sqrt();
+    on_circle(radius(radius_word), angle_word)
+}
+
+/// sqrt(-2 ln u) with u = (word + 1/2) / 2^32.
+#[inline(always)]
+fn radius(word: u32) -> f32 {
+    let uniform = word as f32 * 2.328_306_4e-10 + 1.164_153_2e-10; // 2^-32, 2^-33
+    (ln(uniform) * -2.0).sqrt()
+}
+
+/// The radius times cosine and sine of the angle.
+#[inline(always)]
+fn on_circle(radius: f32, angle_word: u32) -> (f32, f32) {
     let turns = (angle_word >> 8) as i32;
     let quarter = (turns + (1 << 21)) >> 22; // 0..=4: the nearest multiple of a quarter turn
     let angle = (turns - (quarter << 22)) as f32 * 3.745_070_3e-7; // 2 pi 2^-24

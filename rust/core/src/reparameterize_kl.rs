@@ -200,6 +200,15 @@ impl<'a> Plan<'a> {
         slab * self.depth..self.blocks().min((slab + 1) * self.depth)
     }
 
+    /// The unit after this one, of jobs before `end`.
+    #[inline(always)]
+    fn after(&self, job: usize, block: usize, end: usize) -> Option<Unit> {
+        if block + 1 < self.job(job).end {
+            return Some(self.unit(job, block + 1));
+        }
+        (job + 1 < end).then(|| self.unit(job + 1, self.job(job + 1).start))
+    }
+
     #[inline(always)]
     fn unit(&self, job: usize, block: usize) -> Unit {
         let piece = job % self.pieces;

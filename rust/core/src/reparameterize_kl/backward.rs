@@ -8,7 +8,7 @@ use super::prior::{ParameterMut, Prior, divergence};
 use super::{Plan, UNIT, Unit};
 use crate::Result;
 use crate::philox::Noise;
-use crate::simd::{Kernel, Lanes};
+use crate::simd::{Aligned, Kernel, Lanes};
 
 /// Where the gradient of a parameter of the prior goes.
 #[derive(Clone, Copy)]
@@ -107,22 +107,34 @@ impl<T: Number> Kernel for Backward<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes>(self) {
-        let (mut mean, mut logvar) = ([T::Work::ZERO; UNIT], [T::Work::ZERO; UNIT]);
-        let (mut prior_mean, mut prior_logvar) = ([T::Work::ZERO; UNIT], [T::Work::ZERO; UNIT]);
-        let (mut weight, mut of_noise) = ([T::Work::ZERO; UNIT], [T::Work::ZERO; UNIT]);
-        let mut grad = [T::Work::ZERO; UNIT];
-        let (mut of_mean, mut of_logvar) = ([T::zero(); UNIT], [T::zero(); UNIT]);
+        let [mut mean, mut logvar, mut prior_mean, mut prior_logvar] = [Aligned([T::Work::ZERO; UNIT]); 4];
+        let [mut weight, mut of_noise, mut grad] = [Aligned([T::Work::ZERO; UNIT]); 3];
+        let [mut of_mean, mut of_logvar] = [Aligned([T::zero(); UNIT]); 2];
+        let (mean, logvar, weight) = (&mut mean.0, &mut logvar.0, &mut weight.0);
+        let (prior_mean, prior_logvar) = (&mut prior_mean.0, &mut prior_logvar.0);
+        let (of_noise, grad, of_mean, of_logvar) = (&mut of_noise.0, &mut grad.0, &mut of_mean.0, &mut of_logvar.0);
         let mut sums = [[0.0; UNIT]; 2];
         let mut noise = Noise::new();
         for job in self.jobs.clone() {
             for block in self.plan.job(job) {
                 let unit = self.plan.unit(job, block);
-                let steps = unit.steps();
-                self.logvar.read(&unit, &mut logvar);
-                self.noise(&unit, &mut noise, &mut grad, &mut of_noise);
+                let (steps, next) = (unit.steps(), self.plan.after(job, block, self.jobs.end));
+                self.logvar.read(&unit, logvar);
+                // What is asked for a part at a time arrives while the processor computes.
+                if let Some(next) = &next {
+                    self.logvar.expect(next);
+                }
+                self.noise(&unit, next.as_ref(), &mut noise, grad, of_noise);
+                if let Some(next) = &next {
+                    self.dmean.expect(next);
+                    self.dlogvar.expect(next);
+                }
                 if self.dkl.is_some() {
-                    self.mean.read(&unit, &mut mean);
-                    self.weights(&unit, &mut weight);
+                    self.mean.read(&unit, mean);
+                    if let Some(next) = &next {
+                        self.mean.expect(next);
+                    }
+                    self.weights(&unit, weight);
                 }
                 let drawn = self.dz.is_some();
                 let mut at = 0;
@@ -133,7 +145,7 @@ impl<T: Number> Kernel for Backward<'_, T> {
                         at += 1;
                     }
                 } else if self.prior.is_given() {
-                    self.prior.read(&unit, &mut prior_mean, &mut prior_logvar);
+                    self.prior.read(&unit, prior_mean, prior_logvar);
                     while at < steps {
                         let (distance, inverse, _, excess) =
                             divergence(mean[at], logvar[at], prior_mean[at], prior_logvar[at]);
@@ -157,13 +169,13 @@ impl<T: Number> Kernel for Backward<'_, T> {
                 }
                 // SAFETY: this unit alone has these columns of these examples.
                 unsafe {
-                    self.dmean.write(&unit, &of_mean);
-                    self.dlogvar.write(&unit, &of_logvar);
+                    self.dmean.write(&unit, of_mean);
+                    self.dlogvar.write(&unit, of_logvar);
                 }
                 // SAFETY: as above.
                 unsafe {
-                    self.of_prior[0].add(&unit, &mean, &mut of_mean, &mut sums[0]);
-                    self.of_prior[1].add(&unit, &weight, &mut of_mean, &mut sums[1]);
+                    self.of_prior[0].add(&unit, mean, of_mean, &mut sums[0]);
+                    self.of_prior[1].add(&unit, weight, of_mean, &mut sums[1]);
                 }
             }
             let piece = job % self.plan.pieces * UNIT;
@@ -180,7 +192,14 @@ impl<T: Number> Kernel for Backward<'_, T> {
 impl<T: Number> Backward<'_, T> {
     /// The sums over the samples of dz and of dz eps.
     #[inline(always)]
-    fn noise(&self, unit: &Unit, noise: &mut Noise, grad: &mut [T::Work; UNIT], of_noise: &mut [T::Work; UNIT]) {
+    fn noise(
+        &self,
+        unit: &Unit,
+        next: Option<&Unit>,
+        noise: &mut Noise,
+        grad: &mut [T::Work; UNIT],
+        of_noise: &mut [T::Work; UNIT],
+    ) {
         let steps = unit.steps();
         let Some(dz) = self.dz else {
             grad[..steps].fill(T::Work::ZERO);
@@ -188,11 +207,15 @@ impl<T: Number> Backward<'_, T> {
             return;
         };
         let (layout, size) = (self.mean.layout(), self.plan.examples * self.plan.columns);
-        let mut eps = [0.0; UNIT];
+        let mut eps = Aligned([0.0; UNIT]);
+        let eps = &mut eps.0;
         self.plan.place(noise, unit);
         if self.plan.draws.samples == 1 {
             Rows::part(dz, layout).read(unit, grad);
-            self.plan.normals(noise, 0, &mut eps);
+            if let Some(next) = next {
+                Rows::part(dz, layout).expect(next);
+            }
+            self.plan.normals(noise, 0, eps);
             let mut at = 0;
             while at < steps {
                 of_noise[at] = grad[at] * T::Work::from_f32(eps[at]);
@@ -203,7 +226,7 @@ impl<T: Number> Backward<'_, T> {
         let mut sums = [[0.0; UNIT]; 2];
         for sample in 0..self.plan.draws.samples {
             Rows::part(&dz[sample * size..], layout).read(unit, grad);
-            self.plan.normals(noise, sample, &mut eps);
+            self.plan.normals(noise, sample, eps);
             let mut at = 0;
             while at < steps {
                 sums[0][at] += grad[at].to_f64();

@@ -7,7 +7,7 @@ use super::number::{Number, Real};
 use super::prior::{Prior, divergence};
 use super::{Plan, UNIT};
 use crate::philox::Noise;
-use crate::simd::{Kernel, Lanes};
+use crate::simd::{Aligned, Kernel, Lanes};
 
 /// Sums that run side by side, in the same way at every level.
 const CHAINS: usize = 8;
@@ -29,20 +29,26 @@ impl<T: Number> Kernel for Forward<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes>(self) {
-        let (mut mean, mut std) = ([T::Work::ZERO; UNIT], [T::Work::ZERO; UNIT]);
-        let (mut prior_mean, mut prior_logvar) = ([T::Work::ZERO; UNIT], [T::Work::ZERO; UNIT]);
-        let (mut terms, mut eps, mut z) = ([T::Work::ZERO; UNIT], [0.0; UNIT], [T::zero(); UNIT]);
+        let [mut mean, mut std, mut prior_mean, mut prior_logvar, mut terms] = [Aligned([T::Work::ZERO; UNIT]); 5];
+        let (mut eps, mut z) = (Aligned([0.0; UNIT]), Aligned([T::zero(); UNIT]));
+        let (mean, std, terms, eps, z) = (&mut mean.0, &mut std.0, &mut terms.0, &mut eps.0, &mut z.0);
+        let (prior_mean, prior_logvar) = (&mut prior_mean.0, &mut prior_logvar.0);
         let (layout, size) = (self.mean.layout(), self.plan.examples * self.plan.columns);
         let mut noise = Noise::new();
+        let end = self.jobs.end;
         for job in self.jobs {
             for block in self.plan.job(job) {
                 let unit = self.plan.unit(job, block);
-                let steps = unit.steps();
-                self.mean.read(&unit, &mut mean);
-                self.logvar.read(&unit, &mut std);
+                let (steps, next) = (unit.steps(), self.plan.after(job, block, end));
+                self.mean.read(&unit, mean);
+                self.logvar.read(&unit, std);
+                // What is asked for a part at a time arrives while the processor computes.
+                if let Some(next) = &next {
+                    self.mean.expect(next);
+                }
                 let mut at = 0;
                 if self.prior.is_given() {
-                    self.prior.read(&unit, &mut prior_mean, &mut prior_logvar);
+                    self.prior.read(&unit, prior_mean, prior_logvar);
                     while at < steps {
                         let (distance, _, ratio, excess) =
                             divergence(mean[at], std[at], prior_mean[at], prior_logvar[at]);
@@ -61,7 +67,7 @@ impl<T: Number> Kernel for Forward<'_, T> {
                 // SAFETY: this unit alone has these columns of these examples.
                 unsafe {
                     if self.elementwise {
-                        Target::rows(self.kl, 0, layout).write(&unit, &terms);
+                        Target::rows(self.kl, 0, layout).write(&unit, terms);
                     } else {
                         let piece = unit.columns.start / UNIT;
                         for (row, example) in unit.examples.clone().enumerate() {
@@ -70,16 +76,22 @@ impl<T: Number> Kernel for Forward<'_, T> {
                         }
                     }
                 }
+                if let Some(next) = &next {
+                    self.logvar.expect(next);
+                }
                 self.plan.place(&mut noise, &unit);
                 for sample in 0..self.plan.draws.samples {
-                    self.plan.normals(&mut noise, sample, &mut eps);
+                    self.plan.normals(&mut noise, sample, eps);
+                    if let Some(next) = &next {
+                        Target::rows(self.z, sample * size, layout).expect(next);
+                    }
                     let mut at = 0;
                     while at < steps {
                         z[at] = T::round(mean[at] + std[at] * T::Work::from_f32(eps[at]));
                         at += 1;
                     }
                     // SAFETY: as above.
-                    unsafe { Target::rows(self.z, sample * size, layout).write(&unit, &z) };
+                    unsafe { Target::rows(self.z, sample * size, layout).write(&unit, z) };
                 }
             }
         }

@@ -1,9 +1,11 @@
 //! Strided rows to read from, and memory that threads write disjoint parts of.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use super::number::Number;
 use super::{UNIT, Unit};
+use crate::simd::prefetch;
 use crate::{Error, Result};
 
 /// Where the elements of `[examples, segments, inner]` lie; the elements of a segment lie side by side.
@@ -102,6 +104,16 @@ impl<'a, T> Rows<'a, T> {
 }
 
 impl<T: Number> Rows<'_, T> {
+    /// Asks for what [`Self::read`] of this unit will read.
+    #[inline(always)]
+    pub(super) fn expect(&self, unit: &Unit) {
+        self.layout.stretches(
+            unit,
+            #[inline(always)]
+            |from, _, length| prefetch(&self.values[from..][..length]),
+        );
+    }
+
     /// Into a unit's buffer.
     #[inline(always)]
     pub(super) fn read(&self, unit: &Unit, buffer: &mut [T::Work; UNIT]) {
@@ -163,6 +175,16 @@ impl<'a, T: Number> Target<'a, T> {
         Self { memory, start, layout: like.contiguous() }
     }
 
+    /// Asks for the memory that [`Self::write`] of this unit will write.
+    #[inline(always)]
+    pub(super) fn expect(&self, unit: &Unit) {
+        self.layout.stretches(
+            unit,
+            #[inline(always)]
+            |to, _, length| self.memory.prefetch(self.start + to, length),
+        );
+    }
+
     /// A unit's buffer.
     ///
     /// # Safety
@@ -210,6 +232,14 @@ unsafe impl<T: Send> Sync for Shared<'_, T> {}
 impl<'a, T> Shared<'a, T> {
     pub(super) fn new(memory: &'a mut [T]) -> Self {
         Self { start: memory.as_mut_ptr(), length: memory.len(), owner: PhantomData }
+    }
+
+    /// Asks for `length` elements from `at` on.
+    #[inline(always)]
+    pub(super) fn prefetch(&self, at: usize, length: usize) {
+        assert!(at <= self.length && length <= self.length - at, "elements beyond the end");
+        // SAFETY: inside the memory; the slice is of bytes of which none is read.
+        prefetch(unsafe { std::slice::from_raw_parts(self.start.add(at).cast::<MaybeUninit<T>>(), length) });
     }
 
     /// `length` elements from `at` on; panics when they are not all there.

@@ -138,6 +138,15 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn or_where_zero(self, condition: Self, other: Self) -> Self {
+        // SAFETY: inside `run`.
+        unsafe {
+            let keep = _mm256_cmp_ps::<_CMP_NEQ_UQ>(condition.0, _mm256_setzero_ps());
+            Self(_mm256_blendv_ps(other.0, self.0, keep))
+        }
+    }
+
+    #[inline(always)]
     fn low_bits_to_exponent(self) -> Self {
         // SAFETY: inside `run`.
         from_bits(unsafe { _mm256_slli_epi32::<23>(bits(self.0)) })

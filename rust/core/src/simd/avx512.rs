@@ -141,6 +141,15 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn or_where_zero(self, condition: Self, other: Self) -> Self {
+        // SAFETY: inside `run`.
+        unsafe {
+            let keep = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(condition.0, _mm512_setzero_ps());
+            Self(_mm512_mask_blend_ps(keep, other.0, self.0))
+        }
+    }
+
+    #[inline(always)]
     fn low_bits_to_exponent(self) -> Self {
         // SAFETY: inside `run`.
         from_bits(unsafe { _mm512_slli_epi32::<23>(bits(self.0)) })

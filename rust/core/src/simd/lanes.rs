@@ -41,6 +41,8 @@ pub trait Lanes: Copy {
     fn step(self) -> Self;
     /// `self` where `condition` is not 0 (NaN is not), else 0.
     fn where_nonzero(self, condition: Self) -> Self;
+    /// `self` where `condition` is not 0 (NaN is not), else `other`.
+    fn or_where_zero(self, condition: Self, other: Self) -> Self;
     /// The lanes whose bits are those of `self`, shifted left by 23: low mantissa bits become the exponent.
     fn low_bits_to_exponent(self) -> Self;
 }

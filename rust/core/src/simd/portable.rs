@@ -129,6 +129,16 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn or_where_zero(self, condition: Self, other: Self) -> Self {
+        let (mut result, mut lane) = (self, 0);
+        while lane < COUNT {
+            result.0[lane] = if condition.0[lane] == 0.0 { other.0[lane] } else { self.0[lane] };
+            lane += 1;
+        }
+        result
+    }
+
+    #[inline(always)]
     fn low_bits_to_exponent(self) -> Self {
         self.map(|a| f32::from_bits(a.to_bits() << 23))
     }
