@@ -1,4 +1,4 @@
-"""What every scalar quantizer must survive: pickling, copies, empty batches, image layouts in one graph."""
+"""What every scalar quantizer must survive: pickling, copies, empty batches, channels-last images in one graph."""
 
 from __future__ import annotations
 
@@ -47,21 +47,19 @@ def test_no_rows_give_no_rows(name):
     assert all(loss == 0 for loss in rest if isinstance(loss, torch.Tensor) and loss.ndim == 0)
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_training_compiles_into_one_graph_whatever_the_layout(name):
+@pytest.mark.parametrize("name", ["fsq", "latent", "residual"])
+def test_training_compiles_into_one_graph_for_channels_last_images(name):
     make, shape = LAYERS[name]
     layer = make()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    x = torch.randn(shape, requires_grad=True)
-    for memory in (x, x.detach().to(memory_format=torch.channels_last) if x.ndim == 4 else x):
-        results = []
-        for run in (compiled, layer):
-            torch.manual_seed(0)
-            inputs = memory.detach().requires_grad_()
-            quantized = run(inputs)[0]
-            (quantized * torch.linspace(-1, 1, quantized.shape[-1])).sum().backward()
-            results.append((quantized, inputs.grad))
-        torch.testing.assert_close(results[0], results[1])
+    x = torch.randn(shape).to(memory_format=torch.channels_last)
+    results = []
+    for run in (compiled, layer):
+        inputs = x.detach().requires_grad_()
+        quantized = run(inputs)[0]
+        (quantized * torch.linspace(-1, 1, quantized.shape[-1])).sum().backward()
+        results.append((quantized, inputs.grad))
+    torch.testing.assert_close(results[0], results[1])
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "binary"])

@@ -76,8 +76,10 @@ class QuantizerDropout(nn.Module):
     def dropout_seed(self, device: torch.device | str | None) -> Tensor:
         """The seed of one step, int64 [].
 
-        In one process it comes from torch's generator. Ranks, whose generators may differ, take it from the bits of
-        `dropout_state`, and so agree without a message; with no such state they share nothing that could disagree.
+        In one process it comes from torch's generator, which activation checkpointing replays. Ranks, whose generators
+        may differ, take it from the bits of `dropout_state`, and so agree without a message: a step that moves nothing,
+        as while gradients accumulate, repeats the draw. Ranks with no such state share nothing that could disagree, and
+        draw each for itself.
         """
         state = self.dropout_state()
         if state is not None and rank_and_world_size()[1] > 1:
