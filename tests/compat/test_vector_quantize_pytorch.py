@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -43,7 +45,7 @@ def test_it_goes_on_where_upstream_was(options: dict[str, Any]) -> None:
     assert ferrovae.accelerate(module) is module
     assert type(module) is ferrovae.nn.VectorQuantize
     shared = {key: id(t) for key, t in [*module.named_parameters(), *module.named_buffers()]}
-    assert shared == {key: tensors[key] for key in shared}
+    assert {key: shared[key] for key in theirs.state_dict()} == {key: tensors[key] for key in theirs.state_dict()}
     assert set(module.state_dict()) == set(theirs.state_dict())
     for training in (True, True, False):
         outputs = []
@@ -101,6 +103,44 @@ def test_a_model_trains_on() -> None:
     before = model[0].weight.detach().clone()
     optimizer.step()
     assert not torch.equal(model[0].weight, before)
+
+
+def test_copies_and_pickles_go_on_and_can_be_restored() -> None:
+    module, x = made("VectorQuantize", VQ), torch.randn(2, 20, 8)
+    ferrovae.accelerate(module)
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(module), torch.load(buffer, weights_only=False)):
+        other(x)
+        ours = copy.deepcopy(module)
+        ours(x)
+        assert torch.equal(other.codebook, ours.codebook)
+        assert type(ferrovae.restore(other)) is upstream.VectorQuantize
+        assert torch.equal(other.codebook, ours.codebook)
+        other(x)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_wrapped_for_data_parallel_training() -> None:
+    theirs = nn.Sequential(nn.Linear(8, 8), made("VectorQuantize", {**VQ, "codebook_dim": 4}))
+    model = nn.parallel.DistributedDataParallel(copy.deepcopy(theirs))
+    ferrovae.accelerate(model)
+    assert [entry.path for entry in compat.report(model).swapped] == ["module.1"]
+    x = torch.randn(2, 20, 8)
+    for layer in (model, theirs):
+        quantized, _, loss = layer(x)
+        (quantized.square().sum() + loss).backward()
+    for p, q in zip(model.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.module[1].codebook, theirs[1].codebook)
 
 
 def test_what_ours_cannot_do_is_left_with_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:

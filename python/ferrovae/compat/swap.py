@@ -68,11 +68,14 @@ def accelerate(model: Model, *, verbose: bool = False) -> Model:
     """Let every quantizer of a known class in `model` compute with ferrovae's operations, in place; return the model.
 
     Known are the quantizers of transformers' EnCodec, DAC and Mimi, diffusers' `VectorQuantizer` and the classes of
-    vector-quantize-pytorch, each by its exact type; nothing is imported to recognise them. Weights, `state_dict` keys,
-    optimizers, sharing, hooks, mode, dtype and device stay; every module stays the object it is. Codes become those of
-    an exact search: the same, except where float32 could not tell two codes apart. `copy.deepcopy` and pickles of the
-    model stay swapped; a second call changes nothing. Wrap (DistributedDataParallel, `torch.compile`) before or after;
-    `fully_shard`, which makes subclasses, after.
+    vector-quantize-pytorch (these get the class of that name in `ferrovae.nn`), each by its exact type; nothing is
+    imported to recognise them. Weights, `state_dict` keys, optimizers, sharing, hooks, mode, dtype and device stay, and
+    every quantizer stays the object it is. Codes become those of an exact search: the same, except where float32 could
+    not tell two codes apart. `copy.deepcopy` and pickles of the model stay swapped; a second call changes nothing. Wrap
+    (DistributedDataParallel, `torch.compile`) before or after; `fully_shard`, which makes subclasses, after.
+
+    A search prepares its codebook anew at each call. That is what large batches gain by; a second of audio at a time
+    through 32 large codebooks can take longer than before on a CPU.
 
     Args:
         model: any module, also one that is a quantizer itself.
@@ -159,7 +162,7 @@ def _meet(path: str, module: nn.Module, within: str) -> tuple[_Met | None, str, 
     before = class_before(module)
     if before is not None:
         return _Met(path, module, _name(before), None, ""), within, True
-    base = known_base(kind)
+    base = known_base(kind) if adapter_of(kind) is None else None
     adapter = adapter_of(kind if base is None else base)
     if adapter is None:
         return None, within, True

@@ -6,11 +6,13 @@ one that has none any more. `sync_codebook` is left to its default: whether ther
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 Arguments = dict[str, Any]
@@ -164,8 +166,7 @@ def sim_vq(module: Any) -> Arguments:
     frozen = module.frozen_codebook.shape[-1]
     found |= {"commitment_weight": module.commitment_weight, "frozen_codebook_dim": frozen}
     found["codebook_transform"] = module.code_transform
-    # Else only the transform knows, and nobody asks.
-    found["dim"] = getattr(module.code_transform, "out_features", frozen)
+    found["dim"] = _width(module.code_transform, module.frozen_codebook)
     return found
 
 
@@ -244,6 +245,15 @@ def _outer(module: Any, inner: int) -> int:
 
 def _has_bias(module: Any) -> bool:
     return not module.has_projections or module.project_in.bias is not None
+
+
+@torch.no_grad()
+def _width(transform: nn.Module, codes: Tensor) -> int:
+    """How many dimensions a transform of codes gives; a layer leaves no other trace of it."""
+    if isinstance(transform, nn.Linear):
+        return transform.out_features
+    # A copy: looking must not move anybody's statistics.
+    return copy.deepcopy(transform).eval()(codes[:1]).shape[-1]
 
 
 def _pending(initted: Any) -> bool:
