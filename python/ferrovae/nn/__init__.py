@@ -4,7 +4,7 @@ from ferrovae.nn.decoders import ConvDecoder, ConvDecoder2d, MLPDecoder
 from ferrovae.nn.distributions import DiagonalNormal
 from ferrovae.nn.encoders import ConvEncoder, ConvEncoder2d, MLPEncoder
 from ferrovae.nn.point_mass import PointMass
-from ferrovae.nn.quantizers import CodebookUsage, LossBreakdown, VectorQuantize
+from ferrovae.nn.quantizers import CodebookUsage, LossBreakdown, RandomProjectionQuantizer, VectorQuantize
 
 __all__ = [
     "CodebookUsage",
@@ -17,5 +17,6 @@ __all__ = [
     "MLPDecoder",
     "MLPEncoder",
     "PointMass",
+    "RandomProjectionQuantizer",
     "VectorQuantize",
 ]
