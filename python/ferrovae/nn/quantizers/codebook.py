@@ -97,6 +97,11 @@ class Codebook(nn.Module):
         """Whether statistics are summed over the ranks, where there are any."""
         return self.options.sync_codebook is not False
 
+    @property
+    def looks_up_embed(self) -> bool:
+        """Whether `codes` gives `embed` itself."""
+        return self.vq_bridge is None
+
     def codes(self) -> Tensor:
         """What rows are compared with and replaced by: (H, K, D), with the gradients of what can be learnt."""
         if self.vq_bridge is None:
