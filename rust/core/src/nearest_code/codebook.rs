@@ -205,13 +205,18 @@ impl Kernel for Packing<'_> {
         }
         // Rounded to float32: what rows subtract must be what codes subtracted.
         let centre: Vec<f32> = mean.iter().map(|sum| (sum / count as f64) as f32).collect();
-        let mut peak = 0.0_f64;
+        // Eight maxima side by side: one would be a chain of dependent comparisons.
+        let mut peaks = [0.0_f64; 8];
         for (code, &divisor) in codebook.chunks_exact(dims).zip(&divisors).filter(|(_, divisor)| **divisor > 0.0) {
-            for (&value, &centre) in code.iter().zip(&centre) {
-                let distance = (centred(value, divisor, metric) - f64::from(centre)).abs();
-                peak = if distance > peak { distance } else { peak };
+            let ((eights, rest), (centres, last)) = (code.as_chunks::<8>(), centre.as_chunks::<8>());
+            for (values, centres) in eights.iter().zip(centres) {
+                raise(&mut peaks, centred(values, centres, divisor, metric).1);
+            }
+            for ((value, centre), peak) in rest.iter().zip(last).zip(&mut peaks) {
+                raise(std::array::from_mut(peak), centred(&[*value], &[*centre], divisor, metric).1);
             }
         }
+        let peak = peaks.into_iter().fold(0.0, f64::max);
         // Brings the largest element to [1, 2) (or near), so that nothing of weight underflows.
         let exponent = if peak > 0.0 { peak.log2().floor().clamp(-126.0, 126.0) as i32 } else { 0 };
         let scale = 2.0_f32.powi(-exponent);
@@ -219,31 +224,35 @@ impl Kernel for Packing<'_> {
         let mut codes = vec![0.0; groups * dims * group];
         let mut bias = vec![f32::INFINITY; groups * group];
         let (mut largest, mut largest_uncentred) = (0.0_f64, 0.0_f64);
-        let mut moved = [0.0_f32; 8];
         for (k, (code, &divisor)) in codebook.chunks_exact(dims).zip(&divisors).enumerate() {
             if divisor == 0.0 {
                 continue;
             }
             let (mut square, mut uncentred) = ([0.0; 8], [0.0; 8]);
-            let mut d = 0;
-            while d < dims {
-                let (part, last) = (&mut moved[..8], (dims - d).min(8));
+            let out = &mut codes[k / group * dims * group + k % group..];
+            let ((eights, rest), (centres, last)) = (code.as_chunks::<8>(), centre.as_chunks::<8>());
+            for ((values, centres), out) in eights.iter().zip(centres).zip(out.chunks_mut(8 * group)) {
+                let (value, mut away) = centred(values, centres, divisor, metric);
+                let mut moved = [0.0_f32; 8];
                 let mut lane = 0;
-                while lane < last {
-                    let value = centred(code[d + lane], divisor, metric);
-                    let away = (value - f64::from(centre[d + lane])) * f64::from(scale);
-                    part[lane] = away as f32;
-                    square[lane] += away * away;
-                    uncentred[lane] += value * value;
+                while lane < 8 {
+                    away[lane] *= f64::from(scale);
+                    moved[lane] = away[lane] as f32;
+                    square[lane] += away[lane] * away[lane];
+                    uncentred[lane] += value[lane] * value[lane];
                     lane += 1;
                 }
-                let first = (k / group * dims + d) * group + k % group;
-                let mut lane = 0;
-                while lane < last {
-                    codes[first + lane * group] = part[lane];
-                    lane += 1;
-                }
-                d += 8;
+                out.iter_mut().step_by(group).zip(moved).for_each(|(slot, value)| *slot = value);
+            }
+            let first = (dims - rest.len()) * group;
+            let mut lane = 0;
+            while lane < rest.len() {
+                let ([value], [away]) = centred(&[rest[lane]], &[last[lane]], divisor, metric);
+                let away = away * f64::from(scale);
+                out[first + lane * group] = away as f32;
+                square[lane] += away * away;
+                uncentred[lane] += value * value;
+                lane += 1;
             }
             let square: f64 = square.iter().sum();
             bias[k] = if metric.is_euclidean() { (square / 2.0) as f32 } else { 0.0 };
@@ -255,9 +264,32 @@ impl Kernel for Packing<'_> {
     }
 }
 
-/// A code's value before the centre is taken away.
+/// Values of a code before and after the centre is taken away.
 #[inline(always)]
-fn centred(value: f32, divisor: f64, metric: Metric) -> f64 {
-    let value = f64::from(value);
-    if metric == Metric::Cosine { value / divisor } else { value }
+fn centred<const W: usize>(
+    values: &[f32; W],
+    centres: &[f32; W],
+    divisor: f64,
+    metric: Metric,
+) -> ([f64; W], [f64; W]) {
+    let (mut before, mut after) = ([0.0; W], [0.0; W]);
+    let mut lane = 0;
+    while lane < W {
+        let value = f64::from(values[lane]);
+        before[lane] = if metric == Metric::Cosine { value / divisor } else { value };
+        after[lane] = before[lane] - f64::from(centres[lane]);
+        lane += 1;
+    }
+    (before, after)
+}
+
+/// The larger of each and the magnitude of the other.
+#[inline(always)]
+fn raise<const W: usize>(peaks: &mut [f64; W], values: [f64; W]) {
+    let mut lane = 0;
+    while lane < W {
+        let value = values[lane].abs();
+        peaks[lane] = if value > peaks[lane] { value } else { peaks[lane] };
+        lane += 1;
+    }
 }

@@ -18,14 +18,8 @@ pub(super) trait Pairs: Vector<Element = i32> {
         squares: Self::Floats,
     ) -> (Self, Self::Floats);
     /// Which of 8 codes [steps, 8] score at most `limit`, for one row of a tile: `row` points to its first pair.
-    unsafe fn near(
-        row: *const i32,
-        width: usize,
-        codes: *const i32,
-        bias: *const i32,
-        steps: usize,
-        limit: i32,
-    ) -> u32;
+    unsafe fn near(row: *const i32, width: usize, codes: *const i32, bias: *const i32, steps: usize, limit: i32)
+    -> u32;
     /// The bits set in `low` are those of `bits`, which has no others.
     unsafe fn with_low_bits(self, low: Self, bits: Self) -> Self;
 }
@@ -35,9 +29,10 @@ mod x86 {
     use super::super::vector::Avx512;
     use super::{Pairs, Vector};
     use std::arch::x86_64::{
-        __m512, __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_add_epi32, _mm256_cmple_epi32_mask, _mm256_dpwssd_epi32, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_setzero_si256, _mm512_andnot_si512, _mm512_cvtps_epi32,
-        _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_mask_blend_epi16, _mm512_max_epi32,
-        _mm512_min_epi32, _mm512_mul_ps, _mm512_or_si512, _mm512_roundscale_ps, _mm512_set1_epi32,
+        __m512, __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_add_epi32, _mm256_cmple_epi32_mask,
+        _mm256_dpwssd_epi32, _mm256_loadu_si256, _mm256_set1_epi32, _mm256_setzero_si256, _mm512_andnot_si512,
+        _mm512_cvtps_epi32, _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_mask_blend_epi16,
+        _mm512_max_epi32, _mm512_min_epi32, _mm512_mul_ps, _mm512_or_si512, _mm512_roundscale_ps, _mm512_set1_epi32,
         _mm512_slli_epi32, _mm512_storeu_si512, _mm512_sub_ps,
     };
 

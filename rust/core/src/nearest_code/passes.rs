@@ -235,9 +235,9 @@ fn exactly<const CODES: usize>(chunk: &Chunk, row: usize, near: &mut Vec<(usize,
     // Ties go to the lowest; two keys may stand for the same groups.
     near.sort_unstable();
     near.dedup();
-    let codes = near.iter().flat_map(|&(group, bits)| {
-        (0..CODES).filter(move |&c| bits >> c & 1 == 1).map(move |c| group * CODES + c)
-    });
+    let codes = near
+        .iter()
+        .flat_map(|&(group, bits)| (0..CODES).filter(move |&c| bits >> c & 1 == 1).map(move |c| group * CODES + c));
     let mut winner = [0];
     exact::nearest_of(metric, &chunk.x[row * dims..][..dims], codebook, codes, &mut winner);
     winner[0]

@@ -29,13 +29,7 @@ pub(crate) struct Head<'a> {
 
 impl<'a> Head<'a> {
     /// For searches of so many rows, `count` codes each, with the kernels of `level`.
-    pub fn new(
-        level: Level,
-        metric: Metric,
-        codebook: &'a [f32],
-        dims: usize,
-        (rows, count): (usize, usize),
-    ) -> Self {
+    pub fn new(level: Level, metric: Metric, codebook: &'a [f32], dims: usize, (rows, count): (usize, usize)) -> Self {
         let group = if level >= Level::Avx512F { 8 } else { 4 };
         let mut prepared = (rows >= FEW_ROWS).then(|| Prepared::new(metric, codebook, dims, group)).flatten();
         if level == Level::Avx512 && rows >= MANY_ROWS && count == 1 {

@@ -191,9 +191,7 @@ fn prepare<'a, X: Sync>(
         return Vec::new();
     }
     let books: Vec<&'a [f32]> = inputs.codebooks.chunks_exact(codes * dims).collect();
-    let head = |book: &'a [f32]| {
-        Head::new(level, metric, &book[..used(book, dims) * dims], dims, (rows, 1))
-    };
+    let head = |book: &'a [f32]| Head::new(level, metric, &book[..used(book, dims) * dims], dims, (rows, 1));
     let (head, books) = (&head, &books);
     let tasks = threads::pieces(books.len(), (1 << 16) / (codes * dims) + 1, threads)
         .into_iter()
