@@ -126,7 +126,8 @@ impl<V: Lanes> Levels<V> {
         // Each end rounded once: close to the mean nothing else is left of it.
         let lower = self.distance(cell.n.sub(one), mean);
         let upper = zero.sub(self.distance(cell.n.add(one), mean));
-        let near = lower.or_where_zero(cell.above_lowest, upper).at_least(upper.or_where_zero(cell.below_highest, lower));
+        let near =
+            lower.or_where_zero(cell.above_lowest, upper).at_least(upper.or_where_zero(cell.below_highest, lower));
         let near = near.mul(scaled);
         let e = exp_negative_abs(near);
         let q = exp_negative_abs(width).where_nonzero(cell.inside);

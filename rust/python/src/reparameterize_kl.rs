@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use pyo3::prelude::*;
 
 use crate::errors::to_python;
-use crate::memory::{Span, read, write};
+use crate::memory::{Span, read, write, write_new};
 
 /// Span, strides of examples and segments.
 type Strided = (Span, usize, usize);
@@ -115,7 +115,7 @@ fn reparameterize_kl(
     py.detach(|| unsafe {
         with_number!(dtype, T => {
             let (mean, logvar) = (rows::<T>(mean, shape)?, rows::<T>(logvar, shape)?);
-            let (z, kl) = (write::<T>(z), write::<<T as Number>::Work>(kl));
+            let (z, kl) = (write_new::<T>(z), write::<<T as Number>::Work>(kl));
             let prior = prior::<T>(of_prior, shape)?;
             forward(simd::level(), mean, logvar, prior, draws(noise), z, kl, elementwise, threads)
         })
@@ -147,8 +147,8 @@ fn reparameterize_kl_backward(
             let (mean, logvar) = (rows::<T>(mean, shape)?, rows::<T>(logvar, shape)?);
             let (dz, dkl) = (dz.map(|span| read::<T>(span)), dkl.map(|span| read::<<T as Number>::Work>(span)));
             let gradients = match dlogvar {
-                Some(dlogvar) => Gradients::Pair(write::<T>(dmean), write::<T>(dlogvar)),
-                None => Gradients::Moments(write::<T>(dmean)),
+                Some(dlogvar) => Gradients::Pair(write_new::<T>(dmean), write_new::<T>(dlogvar)),
+                None => Gradients::Moments(write_new::<T>(dmean)),
             };
             let (prior, draws, dprior) = (prior::<T>(of_prior, shape)?, draws(noise), dprior.map(|to| parameter_mut(to)));
             backward(simd::level(), mean, logvar, prior, draws, dz, dkl, elementwise, gradients, dprior, threads)
