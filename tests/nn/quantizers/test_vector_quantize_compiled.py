@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 import torch
-from nn.quantizers.vector_quantize_cases import DIM, SEQUENCES, SIZE
 
 from ferrovae.nn import VectorQuantize
+from nn.quantizers.vector_quantize_cases import DIM, SEQUENCES, SIZE
 
 SHAPE = 2, 20
 
