@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
+from evidence.profiling import peak_bytes
 from ferrovae.nn import VectorQuantize
 from ferrovae.nn.quantizers.lookup import look_up
 from ferrovae.nn.quantizers.losses import chosen_codes, orthogonality
+from ferrovae.nn.quantizers.straight_through import rotate_to
 from ferrovae.nn.quantizers.token_codebooks import ConditionedTransform, TokenCodebooks
 
 DIM, SIZE = 6, 11
@@ -205,3 +207,26 @@ def test_decoding_an_index_that_no_code_has():
     for wrong in (-2, SIZE):
         with pytest.raises(ValueError, match=f"VectorQuantize: indices hold {wrong}, expected -1 to 10"):
             layer.get_codes_from_indices(torch.tensor([[0, wrong]]))
+
+
+def test_rotation_gradients_block_by_block_are_those_at_once(monkeypatch):
+    x, codes, cotangent = torch.randn(3, 2, 50, DIM)
+    gradients = []
+    for block in (1 << 20, 7 * DIM):
+        monkeypatch.setattr("ferrovae.nn.quantizers.straight_through._BLOCK", block)
+        inputs = x.clone().requires_grad_()
+        rotate_to(inputs, codes).backward(cotangent)
+        gradients.append(inputs.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"threshold_ema_dead_code": 2}, {"use_cosine_sim": True}, {"affine_param": True}]
+)
+def test_a_step_holds_no_matrix_of_rows_and_codes(options):
+    rows, codes, dim = 8192, 8192, 4
+    layer, x = VectorQuantize(dim, codes, **options), torch.randn(1, rows, dim, requires_grad=True)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        quantized, _, loss = layer(x)
+        (quantized.sum() + loss).backward()
+    assert peak_bytes(profile) <= 4 * (3 * rows * dim + 3 * codes * dim) + (64 << 20) < 4 * rows * codes
