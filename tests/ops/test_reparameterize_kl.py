@@ -205,3 +205,17 @@ def test_backward_runs_where_forward_ran(chosen: str, monkeypatch: pytest.Monkey
         (grad,) = torch.autograd.grad(z.sum() + kl.sum(), mean, create_graph=True)
         grad.sum().backward()
     assert mean.grad is not None
+
+
+def test_large_results_are_those_of_their_rows() -> None:
+    mean, logvar, dz = (torch.randn(2, 2**19 + 1005) for _ in range(3))  # over 4 MiB, no whole pages a row
+    mean, logvar = mean.requires_grad_(), logvar.requires_grad_()
+    z, kl = ops.reparameterize_kl(mean, logvar, seed=3)
+    gradients = torch.autograd.grad([z, kl], [mean, logvar], [dz, torch.ones(2)])
+    for row in range(2):
+        part = mean[row, None], logvar[row, None]
+        own = ops.reparameterize_kl(*part, seed=3, example_ids=torch.tensor([row]))
+        due = torch.autograd.grad(own, part, [dz[row, None], torch.ones(1)])
+        assert torch.equal(z[row], own[0][0])
+        assert torch.equal(kl[row], own[1][0])
+        assert all(torch.equal(whole[row], one[0]) for whole, one in zip(gradients, due, strict=True))

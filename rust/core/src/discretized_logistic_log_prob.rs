@@ -240,10 +240,10 @@ impl Kernel for Backward<'_> {
     fn run<V: Lanes>(mut self) {
         let mut scratch = [[0.0; BLOCK]; 3];
         let mut slopes = [[0.0; BLOCK]; 2];
-        let levels = Levels::<Two<V>>::new(self.data.levels);
+        let levels = Levels::<V>::new(self.data.levels);
         let first = self.rows.start;
         for row in self.rows {
-            let grad = Two::splat(self.grad[row]);
+            let grad = V::splat(self.grad[row]);
             let mut column = 0;
             while column < self.data.columns {
                 let length = BLOCK.min(self.data.columns - column);

@@ -42,7 +42,7 @@ fn wide(values: &[f32]) -> Vec<f64> {
 #[test]
 fn relative_error_is_small_on_every_level() {
     for levels in [2, 7, 256, 65536] {
-        for columns in [1, 2, 15, 16, 17, 31, 33, 367, 368, 369, 790, 3072, 196_608] {
+        for columns in [1, 2, 15, 16, 17, 31, 33, 63, 351, 352, 353, 790, 3072, 196_608] {
             for (spread, shift) in [(0.02, -7.0), (0.3, -3.0), (1.0, -1.0), (5.0, 3.0), (0.01, -12.0)] {
                 let x = on_levels(columns as u32, columns, levels);
                 let mean: Vec<f32> = x.iter().zip(noise(3, columns)).map(|(x, e)| x + spread * e).collect();
@@ -66,7 +66,7 @@ fn equal_numbers_do_not_overflow() {
     // The largest factors: a wide level centred on the mean, or one of width 1.
     for level in available() {
         for log_scale in [0.0, -4.844, -7.0, 5.0] {
-            for columns in [368, 3072, 196_608] {
+            for columns in [352, 3072, 196_608] {
                 let x = vec![1.0 / 255.0; columns];
                 let ours = f64::from(row(level, &x, &x, &vec![log_scale; columns], 256));
                 let one = f64::from(row(level, &x[..1], &x[..1], &[log_scale], 256));

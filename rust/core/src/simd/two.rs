@@ -97,3 +97,66 @@ impl<V: Lanes> Lanes for Two<V> {
         Self(self.0.low_bits_to_exponent(), self.1.low_bits_to_exponent())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Kernel, available, exp, run};
+
+    /// Whether a function of every lane, of two vectors at once and of each alone, has the same bits.
+    struct Same<'a>(&'a [f32]);
+
+    #[inline(always)]
+    fn function<V: Lanes>(x: V) -> V {
+        let one = V::splat(1.0);
+        let sum = exp(x).div(one.add(x.mul(x))).mul_add_exact(x.step(), one.copysign(x));
+        sum.or_where_zero(x.at_least(V::splat(0.0)), x.negative_abs().sub(one)).where_nonzero(x.at_most(one))
+    }
+
+    impl Kernel for Same<'_> {
+        type Output = bool;
+
+        #[inline(always)]
+        fn run<V: Lanes>(self) -> bool {
+            let (mut together, mut apart) = (vec![f32::NAN; self.0.len()], vec![f32::NAN; self.0.len()]);
+            let mut at = 0;
+            while at < self.0.len() {
+                function(Two::<V>::load(self.0, at)).store(&mut together, at);
+                function(V::load(self.0, at)).store(&mut apart, at);
+                function(V::load(self.0, at + V::COUNT)).store(&mut apart, at + V::COUNT);
+                at += Two::<V>::COUNT;
+            }
+            together.iter().zip(&apart).all(|(a, b)| a.to_bits() == b.to_bits())
+        }
+    }
+
+    #[test]
+    fn halves_are_computed_as_they_are_alone() {
+        let x: Vec<f32> = (-3200..3200).map(|i| i as f32 * 0.031_25).collect();
+        for level in available() {
+            assert!(run(level, Same(&x)), "{level:?}");
+        }
+    }
+
+    /// `or_where_zero` of a condition that takes all its kinds of values.
+    struct Choice<'a>(&'a mut [f32]);
+
+    impl Kernel for Choice<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<V: Lanes>(self) {
+            let (one, two) = (V::splat(1.0), V::splat(2.0));
+            one.or_where_zero(V::load(self.0, 0), two).store(self.0, 0);
+        }
+    }
+
+    #[test]
+    fn a_choice_is_the_other_at_zero_only() {
+        for level in available() {
+            let mut values = [0.0, -0.0, 1.0, -1.0, f32::NAN, f32::INFINITY, 1e-40, f32::NEG_INFINITY].repeat(2);
+            run(level, Choice(&mut values));
+            assert_eq!(values[..4], [2.0, 2.0, 1.0, 1.0], "{level:?}");
+        }
+    }
+}
