@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ def cases(shape: dict[str, int], device: torch.device) -> Iterator[Case]:
     """Standard normal rows, and codebooks that both start from, smaller from stage to stage as what is left is."""
     rows, codes, dims, depth = (shape[letter] for letter in "NKDQ")
     x = torch.randn(1, rows, dims, generator=torch.Generator().manual_seed(rows + depth)).to(device)
-    options = {"dim": dims, "num_quantizers": depth, "codebook_size": codes}
+    options: dict[str, Any] = {"dim": dims, "num_quantizers": depth, "codebook_size": codes}
     ours = nn.ResidualVQ(**options).to(device).train()
     with torch.no_grad():
         for stage, layer in enumerate(ours.layers):

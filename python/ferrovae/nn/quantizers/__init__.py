@@ -4,6 +4,7 @@ from ferrovae.nn.quantizers.binary_mapper import BinaryMapper
 from ferrovae.nn.quantizers.fsp import FSP
 from ferrovae.nn.quantizers.fsq import FSQ
 from ferrovae.nn.quantizers.grouped_residual_vq import GroupedResidualVQ
+from ferrovae.nn.quantizers.hierarchical_vq import HierarchicalVQ
 from ferrovae.nn.quantizers.latent_quantize import LatentQuantize
 from ferrovae.nn.quantizers.lfq import (
     LFQ,
@@ -29,6 +30,7 @@ __all__ = [
     "CodebookUsage",
     "GroupedResidualFSQ",
     "GroupedResidualVQ",
+    "HierarchicalVQ",
     "LFQLossBreakdown",
     "LFQReturn",
     "LatentQuantize",

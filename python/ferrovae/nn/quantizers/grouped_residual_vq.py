@@ -34,9 +34,13 @@ class GroupedResidualVQ(GroupedResidual):
 
     def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any) -> None:
         super().__init__(dim, groups, accept_image_fmap, lambda channels: ResidualVQ(dim=channels, **kwargs))
-        self._sum_over_ranks = RankSum(f"{type(self).__name__}(dim={dim}, groups={groups})", kwargs.get("sync_timeout", 60.0))
+        self._sum_over_ranks = RankSum(
+            f"{type(self).__name__}(dim={dim}, groups={groups})", kwargs.get("sync_timeout", 60.0)
+        )
 
-    def usage(self, indices: Tensor | None = None, threshold: float | None = None) -> tuple[tuple[CodebookUsage, ...], ...]:
+    def usage(
+        self, indices: Tensor | None = None, threshold: float | None = None
+    ) -> tuple[tuple[CodebookUsage, ...], ...]:
         """`ResidualVQ.usage` of each group; indices: (G, B, ..., Q)."""
         parts = [None] * self.groups if indices is None else indices
         return tuple(rvq.usage(part, threshold) for rvq, part in zip(self._stacks(), parts, strict=True))

@@ -64,9 +64,7 @@ def train_stages(
     passes = x.requires_grad and torch.is_grad_enabled()
     with torch.no_grad():
         rows = x.detach()
-        indices, quantized, codes = residual_nearest_code(
-            rows, codebooks_of(books), stages=limits, return_stages=True
-        )
+        indices, quantized, codes = residual_nearest_code(rows, codebooks_of(books), stages=limits, return_stages=True)
         zeros_stay = rotate and route and x.requires_grad
         errors, zero, updates = _walk(books, rows, limits, indices, codes, None if freeze else dropout, zeros_stay)
         if zeros_stay:
@@ -106,7 +104,7 @@ def _walk(
     zero = vecdot(x, x) == 0
     for stage, book in enumerate(books):
         reached = None if limits is None else limits > stage
-        if zeros_stay:
+        if zeros_stay and not _certainly_none(zero):
             _look_up_zeros(book, zero if reached is None else zero & reached, indices[:, stage], codes[:, stage])
         if dropout is not None and book.wants_statistics():
             exact = residual.to(torch.float32)[None]
@@ -118,11 +116,17 @@ def _walk(
         residual = residual - codes[:, stage]
         squares.append(vecdot(residual, residual))
         if zeros_stay:
-            residual.masked_fill_(zero[:, None], 0.0)
+            if not _certainly_none(zero):
+                residual.masked_fill_(zero[:, None], 0.0)
             zero = zero | (squares[-1] == 0)
     if shared:
         updates = shared_updates(books[0], updates, seen)
     return torch.stack(squares, dim=1), zero, updates
+
+
+def _certainly_none(rows: Tensor) -> bool:
+    """Whether no row is marked, where the host can tell at no cost."""
+    return rows.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(rows.any())
 
 
 def _look_up_zeros(book: Codebook, zero: Tensor, indices: Tensor, codes: Tensor) -> None:
@@ -167,7 +171,10 @@ class _StageGradients(torch.autograd.Function):
                 scale = scale + gain
                 grad.addcmul_(residual, (of_residual + pull)[:, None])
                 grad.addcmul_(code, (of_code - pull)[:, None])
-                residual = (residual - code).masked_fill_((square == 0)[:, None], 0.0)
+                zero = square == 0
+                residual = residual - code
+                if not _certainly_none(zero):
+                    residual.masked_fill_(zero[:, None], 0.0)
             else:
                 scale = scale + (1.0 if reached is None else reached.to(scale.dtype))
                 residual_pull = pull if reached is None else pull[:, None]

@@ -97,9 +97,13 @@ class ResidualVQ(QuantizerDropout):
         **vq_kwargs: Any,
     ) -> None:
         name = type(self).__name__
-        require(name, num_quantizers is not None or isinstance(codebook_size, tuple | list), "num_quantizers is missing")
+        require(
+            name, num_quantizers is not None or isinstance(codebook_size, tuple | list), "num_quantizers is missing"
+        )
         sizes = (
-            tuple(codebook_size) if isinstance(codebook_size, tuple | list) else (codebook_size,) * (num_quantizers or 0)
+            tuple(codebook_size)
+            if isinstance(codebook_size, tuple | list)
+            else (codebook_size,) * (num_quantizers or 0)
         )
         count = len(sizes) if num_quantizers is None else num_quantizers
         require(name, len(sizes) == count, f"codebook_size has {len(sizes)} sizes for {count} stages")
@@ -112,9 +116,7 @@ class ResidualVQ(QuantizerDropout):
         )
         require(self, heads == 1, f"heads is {heads}, expected 1: a residual stack has one")
         require(self, not shared_codebook or len(set(sizes)) == 1, f"shared_codebook=True needs one size, not {sizes}")
-        require(
-            self, eval_beam_size is None or beam_size is not None, "eval_beam_size needs beam_size"
-        )
+        require(self, eval_beam_size is None or beam_size is not None, "eval_beam_size needs beam_size")
         require(
             self,
             0 <= threshold_usage_ratio < 1,
@@ -137,9 +139,10 @@ class ResidualVQ(QuantizerDropout):
         self.quant_grad_frac = 1.0 if diveq else quant_grad_frac
         self.beam_size = beam_size
         self.eval_beam_size = beam_size if eval_beam_size is None else eval_beam_size
-        options = stage_options(
-            vq_kwargs, shared=shared_codebook, implicit=implicit_neural_codebook, diveq=diveq
-        ) | {"return_zeros_for_masked_padding": return_zeros_for_masked_padding, "sync_timeout": sync_timeout}
+        options = stage_options(vq_kwargs, shared=shared_codebook, implicit=implicit_neural_codebook, diveq=diveq) | {
+            "return_zeros_for_masked_padding": return_zeros_for_masked_padding,
+            "sync_timeout": sync_timeout,
+        }
         self.layers = nn.ModuleList(
             [ResidualStage(codebook_dim, size, codebook_dim=codebook_dim, **options) for size in sizes]
         )
@@ -292,7 +295,9 @@ class ResidualVQ(QuantizerDropout):
             codes = self.get_codes_from_indices(self._all_stages(result.indices)) if return_all_codes else None
         quantized = self.project_out(vectors.to(x.dtype))
         if visible is not None:
-            padding = torch.zeros_like(quantized) if self.return_zeros_for_masked_padding else tokens.to(quantized.dtype)
+            padding = (
+                torch.zeros_like(quantized) if self.return_zeros_for_masked_padding else tokens.to(quantized.dtype)
+            )
             quantized = torch.where(visible[..., None], quantized, padding)
         quantized = self._layout.from_channel_last(quantized, single=x.ndim == 2)
         if targets is not None:
@@ -328,9 +333,7 @@ class ResidualVQ(QuantizerDropout):
             )
         else:
             found = look_up_stages(books, rows, limits)
-        return found._replace(
-            quantized=found.quantized.view(z.shape), indices=found.indices.view(*grid, len(layers))
-        )
+        return found._replace(quantized=found.quantized.view(z.shape), indices=found.indices.view(*grid, len(layers)))
 
     def _chained(self) -> bool:
         return self.implicit_neural_codebook or (self.training and self.quant_grad_frac > 0)
@@ -350,9 +353,7 @@ class ResidualVQ(QuantizerDropout):
     def _all_stages(self, indices: Tensor) -> Tensor:
         return pad(indices, (0, self.num_quantizers - indices.shape[-1]), value=-1)
 
-    def _targets(
-        self, indices: Tensor | Sequence[Tensor], grid: torch.Size, visible: Tensor | None
-    ) -> Tensor:
+    def _targets(self, indices: Tensor | Sequence[Tensor], grid: torch.Size, visible: Tensor | None) -> Tensor:
         targets = indices if isinstance(indices, Tensor) else torch.stack(list(indices))
         due = (*grid, self.num_quantizers)
         require(
