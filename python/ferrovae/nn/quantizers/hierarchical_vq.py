@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -80,7 +81,7 @@ class HierarchicalVQ(QuantizerDropout):
         axes = 2 if accept_image_fmap else 3 if accept_3d_fmap else 1
         shapes = tuple(level_shape(name, scale, axes) for scale in scales)
         require(name, len(shapes) > 0, "scales is empty, expected at least one")
-        for before, after in zip(shapes, shapes[1:], strict=False):
+        for before, after in pairwise(shapes):
             require(
                 name,
                 all(a <= b for a, b in zip(before, after, strict=True)),
