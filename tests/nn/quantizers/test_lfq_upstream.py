@@ -52,10 +52,7 @@ CASES = [
     ({"dim": 5, "orthogonal_rotation": True, "commitment_loss_weight": 0.3}, (3, 10, 5)),
     ({"dim": 8, "codebook_size": 16, "num_codebooks": 2, "orthogonal_rotation": True, "spherical": True}, (2, 8, 3, 4)),
     ({"dim": 5, "codebook_scale": 0.5, "straight_through_activation": nn.Tanh(), "spherical": True}, (3, 10, 5)),
-    (
-        {"dim": 12, "codebook_size": 32, "straight_through_activation": nn.Tanh(), "entropy_loss_weight": 0.0},
-        (2, 7, 12),
-    ),
+    ({"dim": 12, "codebook_size": 32, "straight_through_activation": nn.Tanh(), "entropy_loss_weight": 0.0}, (2, 7, 12)),
     ({"dim": 5, "frac_per_sample_entropy": 0.4}, (3, 10, 5)),
     ({"dim": 12, "codebook_size": 8, "num_codebooks": 3, "frac_per_sample_entropy": 0.7}, (2, 12, 3, 4)),
     ({"dim": 5, "channel_first": True, "experimental_softplus_entropy_loss": True}, (3, 5, 10)),

@@ -137,7 +137,7 @@ def _best(stages: Sequence[ResidualStage], levels: Sequence[_Level], quantized: 
         stage.updates = None
         updates += [call.dropout.mark(update, number) for update in own]
         seen.append((rows, mask))
-    if updates and updates[0].book.options.manual_ema_update:
+    if updates and updates[0].book.options.shared_by_stages:
         updates = shared_updates(updates[0].book, updates, seen)
     return StackResult(quantized, torch.stack(found, dim=-1), torch.stack(means), updates)
 

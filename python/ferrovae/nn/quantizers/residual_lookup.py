@@ -100,7 +100,7 @@ def _walk(
     residual, squares = x, []
     seen: list[tuple[Tensor, Tensor | None]] = []
     updates: list[StageUpdate] = []
-    shared = books[0].options.manual_ema_update
+    shared = books[0].options.shared_by_stages
     zero = vecdot(x, x) == 0
     for stage, book in enumerate(books):
         reached = None if limits is None else limits > stage
@@ -132,9 +132,9 @@ def _certainly_none(rows: Tensor) -> bool:
 def _look_up_zeros(book: Codebook, zero: Tensor, indices: Tensor, codes: Tensor) -> None:
     """Write the code nearest to 0 to the rows that are."""
     embed = book.embed.detach()[0]
-    nearest = vecdot(embed, embed).argmin()
+    nearest = vecdot(embed, embed).argmin(dim=0, keepdim=True)
     indices.copy_(torch.where(zero, nearest, indices))
-    codes.copy_(torch.where(zero[:, None], embed[nearest].to(codes.dtype), codes))
+    codes.copy_(torch.where(zero[:, None], embed.index_select(0, nearest).to(codes.dtype), codes))
 
 
 class _StageGradients(torch.autograd.Function):
