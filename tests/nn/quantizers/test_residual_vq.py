@@ -204,8 +204,7 @@ def test_a_wider_beam_is_never_worse_than_the_nearest_codes_alone():
     beam = (stack(beam_size=4, **options).eval()(x)[0] - x).square().sum(-1)
     assert (beam <= greedy + 1e-5).all()
     assert beam.sum() < greedy.sum()
-    exhaustive = stack(beam_size=SIZE, codebook_size=6, num_quantizers=2, beam_score_quantizer_weights=[0, 1]).eval()
-    assert (beam(x)[0] - x).square().sum() < greedy
+    exhaustive = stack(beam_size=6, codebook_size=6, num_quantizers=2, beam_score_quantizer_weights=[0, 1]).eval()
     sums = (exhaustive.codebooks[0][:, None] + exhaustive.codebooks[1][None]).flatten(0, 1)
     best = torch.cdist(x, sums.expand(4, -1, -1)).min(-1).values
     torch.testing.assert_close((exhaustive(x)[0] - x).norm(dim=-1), best, rtol=1e-4, atol=1e-5)

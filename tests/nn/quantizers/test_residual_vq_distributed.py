@@ -1,4 +1,4 @@
-"""Two processes over gloo: a residual stack sends one all-reduce a step, and its codebooks are the same bits on both."""
+"""Two processes over gloo: a residual stack sends one all-reduce a step, and both hold the same bits."""
 
 from __future__ import annotations
 
