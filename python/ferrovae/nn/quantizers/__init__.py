@@ -9,6 +9,7 @@ from ferrovae.nn.quantizers.evo_lfq import (
 from ferrovae.nn.quantizers.fsp import FSP
 from ferrovae.nn.quantizers.fsq import FSQ
 from ferrovae.nn.quantizers.grouped_residual_vq import GroupedResidualVQ
+from ferrovae.nn.quantizers.hierarchical_vq import HierarchicalVQ
 from ferrovae.nn.quantizers.latent_quantize import LatentQuantize
 from ferrovae.nn.quantizers.lfq import (
     LFQ,
@@ -44,6 +45,7 @@ __all__ = [
     "GroupedResidualFSQ",
     "GroupedResidualLFQ",
     "GroupedResidualVQ",
+    "HierarchicalVQ",
     "LFQLossBreakdown",
     "LFQReturn",
     "LatentQuantize",

@@ -32,6 +32,7 @@ class CodebookOptions(NamedTuple):
     learnable_codebook: bool = False
     ema_update: bool = True
     manual_ema_update: bool = False
+    shared_by_stages: bool = False  # of a residual stack, which then moves the codes once for all
     threshold_usage_ratio: float = 0.0  # a residual stack's: dead is also under this share of the mean count
 
 

@@ -131,12 +131,13 @@ def _best(stages: Sequence[ResidualStage], levels: Sequence[_Level], quantized: 
         visible = call.visible(number, grid)
         mask = None if visible is None else visible.reshape(1, -1)
         rows = stage._rows(inputs[number].detach().to(torch.float32))
-        stage.updates = own = []
+        own: list[StageUpdate] = []
+        stage.updates = own
         stage._update(rows, found[number].reshape(1, -1), mask)
         stage.updates = None
         updates += [call.dropout.mark(update, number) for update in own]
         seen.append((rows, mask))
-    if updates and updates[0].book.options.manual_ema_update:
+    if updates and updates[0].book.options.shared_by_stages:
         updates = shared_updates(updates[0].book, updates, seen)
     return StackResult(quantized, torch.stack(found, dim=-1), torch.stack(means), updates)
 

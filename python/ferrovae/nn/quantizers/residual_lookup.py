@@ -100,11 +100,11 @@ def _walk(
     residual, squares = x, []
     seen: list[tuple[Tensor, Tensor | None]] = []
     updates: list[StageUpdate] = []
-    shared = books[0].options.manual_ema_update
+    shared = books[0].options.shared_by_stages
     zero = vecdot(x, x) == 0
     for stage, book in enumerate(books):
         reached = None if limits is None else limits > stage
-        if zeros_stay:
+        if zeros_stay and not _certainly_none(zero):
             _look_up_zeros(book, zero if reached is None else zero & reached, indices[:, stage], codes[:, stage])
         if dropout is not None and book.wants_statistics():
             exact = residual.to(torch.float32)[None]
@@ -116,19 +116,25 @@ def _walk(
         residual = residual - codes[:, stage]
         squares.append(vecdot(residual, residual))
         if zeros_stay:
-            residual.masked_fill_(zero[:, None], 0.0)
+            if not _certainly_none(zero):
+                residual.masked_fill_(zero[:, None], 0.0)
             zero = zero | (squares[-1] == 0)
     if shared:
         updates = shared_updates(books[0], updates, seen)
     return torch.stack(squares, dim=1), zero, updates
 
 
+def _certainly_none(rows: Tensor) -> bool:
+    """Whether no row is marked, where the host can tell at no cost."""
+    return rows.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(rows.any())
+
+
 def _look_up_zeros(book: Codebook, zero: Tensor, indices: Tensor, codes: Tensor) -> None:
     """Write the code nearest to 0 to the rows that are."""
     embed = book.embed.detach()[0]
-    nearest = vecdot(embed, embed).argmin()
+    nearest = vecdot(embed, embed).argmin(dim=0, keepdim=True)
     indices.copy_(torch.where(zero, nearest, indices))
-    codes.copy_(torch.where(zero[:, None], embed[nearest].to(codes.dtype), codes))
+    codes.copy_(torch.where(zero[:, None], embed.index_select(0, nearest).to(codes.dtype), codes))
 
 
 class _StageGradients(torch.autograd.Function):
@@ -165,7 +171,10 @@ class _StageGradients(torch.autograd.Function):
                 scale = scale + gain
                 grad.addcmul_(residual, (of_residual + pull)[:, None])
                 grad.addcmul_(code, (of_code - pull)[:, None])
-                residual = (residual - code).masked_fill_((square == 0)[:, None], 0.0)
+                zero = square == 0
+                residual = residual - code
+                if not _certainly_none(zero):
+                    residual.masked_fill_(zero[:, None], 0.0)
             else:
                 scale = scale + (1.0 if reached is None else reached.to(scale.dtype))
                 residual_pull = pull if reached is None else pull[:, None]

@@ -74,7 +74,7 @@ def each_stage(
         if call.dropout.kept is not None:
             loss = loss * (call.dropout.kept > number).any()
         updates += [call.dropout.mark(update, number) for update in own]
-        if own and stage._codebook.options.manual_ema_update:
+        if own and stage._codebook.options.shared_by_stages:
             rows = stage._rows(residual.detach()).to(torch.float32)
             seen.append((rows, None if visible is None else visible.reshape(1, -1)))
         residual = call.left_over(residual, vectors)
@@ -82,7 +82,7 @@ def each_stage(
         losses.append(loss)
         if targets is None:
             found.append(result[1])
-    if updates and updates[0].book.options.manual_ema_update:
+    if updates and updates[0].book.options.shared_by_stages:
         updates = shared_updates(updates[0].book, updates, seen)
     indices = torch.stack(found, dim=-1) if targets is None else targets
     return StackResult(quantized, indices, torch.stack(losses), updates)

@@ -149,11 +149,13 @@ class ResidualVQ(QuantizerDropout):
         for stage in self._stages()[1:] if shared_codebook else []:
             stage._codebook = self._books()[0]
         for book in self._books():
-            book.options = book.options._replace(threshold_usage_ratio=threshold_usage_ratio)
+            book.options = book.options._replace(
+                shared_by_stages=shared_codebook, threshold_usage_ratio=threshold_usage_ratio
+            )
         self.vq_is_ema_updating = self._stages()[0].ema_update
         weights = [1.0] * count if beam_score_quantizer_weights is None else list(beam_score_quantizer_weights)
         require(self, len(weights) == count, f"beam_score_quantizer_weights has {len(weights)} for {count} stages")
-        self.register_buffer("beam_score_weights", torch.tensor(weights), persistent=False)
+        self.register_buffer("beam_score_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
         self.mlps: nn.ModuleList | tuple[None, ...] = (None,) * (count - 1)
         if implicit_neural_codebook:
             shape = {} if mlp_kwargs is None else dict(mlp_kwargs)

@@ -68,7 +68,7 @@ class ResidualStage(VectorQuantize):
 def apply_updates(updates: Sequence[StageUpdate], sum_over_ranks: RankSum) -> None:
     """Sum the statistics of codebooks that are synchronized over the ranks, in one all-reduce, and apply them all.
 
-    A codebook that leaves its codes to the stack (`manual_ema_update`), because the stages share it, takes their moving
+    A codebook that stages share (`shared_by_stages`) takes their moving
     averages one after the other, and then its codes and dead codes once. The last of its updates holds rows for these.
     """
     joined = [update for update in updates if update.book.synchronized]
@@ -79,7 +79,7 @@ def apply_updates(updates: Sequence[StageUpdate], sum_over_ranks: RankSum) -> No
         if any(update.book is earlier.book for earlier in updates[:number]):
             continue
         own = [other for other in updates if other.book is update.book]
-        if update.book.options.manual_ema_update:
+        if update.book.options.shared_by_stages:
             _apply_shared(update.book, own)
         else:
             _apply(update)
