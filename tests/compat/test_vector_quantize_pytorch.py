@@ -6,6 +6,7 @@ import copy
 import io
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,23 +68,19 @@ def test_it_goes_on_where_upstream_was(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda value: value if isinstance(value, str) else "")
-def test_every_case_is_swapped_or_the_reason_is_told(name: str, options: dict[str, Any]) -> None:
+def test_every_case_is_swapped(name: str, options: dict[str, Any]) -> None:
     module = made(name, options)
     theirs = copy.deepcopy(module)
     found = compat.report(module)
-    if found.left[0].reason != "not swapped yet: call accelerate":
-        with pytest.warns(compat.AccelerateWarning):
-            ferrovae.accelerate(module)
-        assert type(module) is type(theirs)
-        known = hasattr(ferrovae.nn, name) or name == "RandomProjectionQuantizer"
-        missing = not known or "unexpected keyword" in found.left[0].reason
-        assert missing, found.left[0].reason
-        return
+    assert found.left[0].reason == "not swapped yet: call accelerate"
     ferrovae.accelerate(module)
     assert type(module) is resolve(name)
     assert module.load_state_dict(theirs.state_dict(), strict=True)
     if runs(name, options):
-        module(fitting(name, options))
+        with warnings.catch_warnings():
+            # The coarsest level has fewer vectors than codes, and k-means says so.
+            warnings.filterwarnings("ignore", message="k-means start")
+            module(fitting(name, options))
     ferrovae.restore(module)
     assert type(module) is type(theirs)
     module.load_state_dict(theirs.state_dict(), strict=True)
