@@ -58,7 +58,7 @@ impl Prepared {
         simd::run(simd::level(), Packing { metric, codebook, dims, group })
     }
 
-    /// Writes rows [n, D], at most a tile of them, as the scan wants them: centred, scaled and negated, [D, SPAN * LANES].
+    /// Writes rows [n, D], at most a tile of them, as the scan wants them: centred, scaled, negated, [D, SPAN * LANES].
     /// Returns their norms, rounded up: not finite where a row is not.
     ///
     /// # Safety
@@ -123,8 +123,8 @@ impl Prepared {
         norms
     }
 
-    /// How far the scores of rows of these norms may be from the truth: infinity where they could overflow or the row is
-    /// not finite.
+    /// How far the scores of rows of these norms may be from the truth: infinity where they could overflow or the row
+    /// is not finite.
     #[inline(always)]
     pub(super) fn errors(&self, norms: &[f64; MOST_ROWS]) -> [f64; MOST_ROWS] {
         let bound = self.bound(self.centre.len() as f64);

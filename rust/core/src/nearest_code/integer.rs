@@ -1,4 +1,4 @@
-//! The fast pass in 16-bit integers: codes and rows rounded to a common grid, and how far its scores can be from the truth.
+//! The fast pass in 16-bit integers: codes and rows rounded to a grid, and how far its scores can be from the truth.
 //!
 //! With x s and e t rounded to integers x' and e', s t (bias - x.e) differs from the integer score h - x'.e' by at most
 //! |x s - x'| |e'| + |x s| |e t - e'| + |s t bias - h|, by Cauchy and Schwarz. Norms of x' and e' up to 2^15 - 1 keep
@@ -121,8 +121,8 @@ impl IntegerCodes {
         i64::from(best).saturating_add(margin).min(HIGHEST_LIMIT) as i32
     }
 
-    /// By how much the keys of two groups must differ to say which is nearer, for a row of that norm which lost `lost` in
-    /// rounding and whose float32 scores may be wrong by `error`; never where the row does not fit.
+    /// By how much the keys of two groups must differ to say which is nearer, for a row of that norm which lost `lost`
+    /// in rounding and whose float32 scores may be wrong by `error`; never where the row does not fit.
     #[inline(always)]
     pub fn margin(&self, row_scale: f32, norm: f64, lost: f64, error: f64) -> i64 {
         let scale = f64::from(row_scale);
@@ -149,8 +149,8 @@ impl<const CODES: usize> Kernel for Rounding<'_, CODES> {
     }
 }
 
-/// Writes a tile of packed rows [D, SPAN * LANES] as pairs of integers [ceil(D / 2), SPAN * LANES]; returns the norms of
-/// what rounding took.
+/// Writes a tile of packed rows [D, SPAN * LANES] as pairs of integers [ceil(D / 2), SPAN * LANES]; returns the norms
+/// of what rounding took.
 ///
 /// # Safety
 /// As [`Vector`].

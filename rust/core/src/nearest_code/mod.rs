@@ -1,19 +1,23 @@
 //! `nearest_code`: for every row the codes nearest to it, exactly, without the N x K distance matrix.
 //!
-//! The answer is defined in float64 (`exact`). A fast pass over packed codes (`scan`, `sinks`) finds it for nearly every
-//! row and knows, by an error bound, for which it did not; those are decided in float32 and float64 (`decide`). It is in
-//! float32 (`codebook`, `vector`) or, where the processor has them twice as fast, in 16-bit integers (`integer`,
+//! The answer is defined in float64 (`exact`). A fast pass over packed codes (`scan`, `sinks`) finds it for nearly
+//! every row and knows, by an error bound, for which it did not; those are decided in float32 and float64 (`decide`). It is
+//! in float32 (`codebook`, `vector`) or, where the processor has them twice as fast, in 16-bit integers (`integer`,
 //! `pairs`). So the answer depends neither on the instruction set nor on the number of threads.
 
 pub(crate) mod codebook;
 mod decide;
 mod distances;
 mod exact;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod integer;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod pairs;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod passes;
 mod scan;
 pub(crate) mod search;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod sinks;
 #[cfg(test)]
 mod tests;

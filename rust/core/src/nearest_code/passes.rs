@@ -16,6 +16,9 @@ const BLOCK: usize = 64 * 1024;
 /// Rows this many times longer than a usual one of their chunk do not decide how finely all are rounded.
 const UNUSUAL: f64 = 4.0;
 
+/// One row in so many says what is usual.
+const SAMPLE: usize = 8;
+
 /// Finds the nearest code of every row of a chunk that it is sure of, and lists the others.
 pub(super) trait FastPass<T: Floats, const CODES: usize> {
     /// How many tiles to begin with, of `most`.
@@ -115,11 +118,12 @@ impl<'a, T: Pairs> IntegerPass<'a, T> {
         let usable = |row: &usize| chunk.errors[row / width][row % width].is_finite();
         let norm = |row: usize| chunk.norms[row / width][row % width];
         self.norms.clear();
-        self.norms.extend((0..chunk.len()).step_by(8).filter(usable).map(norm).filter(|&norm| norm > 0.0));
+        self.norms.extend((0..chunk.len()).step_by(SAMPLE).filter(usable).map(norm).filter(|&norm| norm > 0.0));
         let middle = self.norms.len() / 2;
-        let limit = match self.norms.is_empty() {
-            true => f64::INFINITY,
-            false => *self.norms.select_nth_unstable_by(middle, f64::total_cmp).1 * UNUSUAL,
+        let limit = if self.norms.is_empty() {
+            f64::INFINITY
+        } else {
+            *self.norms.select_nth_unstable_by(middle, f64::total_cmp).1 * UNUSUAL
         };
         (0..chunk.len()).map(norm).filter(|&norm| norm <= limit).fold(0.0, f64::max)
     }

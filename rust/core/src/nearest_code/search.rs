@@ -5,7 +5,7 @@ use super::codebook::Prepared;
 use super::decide::{self, Row, Undecided};
 use super::exact;
 use super::integer::IntegerCodes;
-use super::passes::{FastPass, FloatPass, IntegerPass};
+use super::passes::{FastPass, FloatPass};
 use super::scan::{MOST_ROWS, SPAN};
 use super::vector::Floats;
 use crate::simd::Level;
@@ -32,10 +32,9 @@ impl<'a> Head<'a> {
     pub fn new(level: Level, metric: Metric, codebook: &'a [f32], dims: usize, (rows, count): (usize, usize)) -> Self {
         let group = if level >= Level::Avx512F { 8 } else { 4 };
         let mut prepared = (rows >= FEW_ROWS).then(|| Prepared::new(metric, codebook, dims, group)).flatten();
-        if level == Level::Avx512 && rows >= MANY_ROWS && count == 1 {
-            if let Some(prepared) = &mut prepared {
-                prepared.integers = IntegerCodes::new::<8>(prepared);
-            }
+        let pays = level == Level::Avx512 && rows >= MANY_ROWS && count == 1;
+        if let Some(prepared) = prepared.as_mut().filter(|_| pays) {
+            prepared.integers = IntegerCodes::new::<8>(prepared);
         }
         Self { metric, codebook, dims, prepared }
     }
@@ -82,7 +81,7 @@ unsafe fn search_avx512f(head: &Head, prepared: &Prepared, x: &[f32], count: usi
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
 unsafe fn search_avx512(head: &Head, prepared: &Prepared, x: &[f32], count: usize, out: &mut [i64]) {
-    let mut pass = IntegerPass::<super::pairs::Vnni>::new(prepared.integers.as_ref());
+    let mut pass = super::passes::IntegerPass::<super::pairs::Vnni>::new(prepared.integers.as_ref());
     // SAFETY: this function enables the instruction set.
     unsafe { search_with::<super::vector::Avx512, 8>(head, prepared, x, count, out, &mut pass) }
 }

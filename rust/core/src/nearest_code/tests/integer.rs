@@ -21,8 +21,8 @@ fn dot(a: &[i64], b: &[i64]) -> i64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Of a tile of rows, alone in their chunk: scores fit 32 bits however large they are, and their differences are those of
-/// the true ones within the margin.
+/// Of a tile of rows, alone in their chunk: scores fit 32 bits however large they are, and their differences are those
+/// of the true ones within the margin.
 fn assert_bound(metric: Metric, x: &[f32], codebook: &[f32], dims: usize) {
     let prepared = Prepared::new(metric, codebook, dims, 8).unwrap();
     let codes = IntegerCodes::new::<8>(&prepared).unwrap();
@@ -123,7 +123,9 @@ fn integers_are_given_up_where_they_decide_little() {
     let mut spread = x.clone();
     for (n, row) in spread.chunks_mut(dims).enumerate() {
         let factor = 10.0_f32.powi((n % 5) as i32 * 2 - 4);
-        row.iter_mut().for_each(|value| *value *= factor);
+        for value in row {
+            *value *= factor;
+        }
     }
     assert!(gives_up(&spread, &codebook, dims));
     let mut huge = codebook.clone();
@@ -152,7 +154,9 @@ proptest! {
         if is_here() {
             let codebook = noise(50 * dims, seed, spread, offset);
             let x = noise(8 * dims, seed + 1, 1.0, offset);
-            METRICS.iter().for_each(|&metric| assert_bound(metric, &x, &codebook, dims));
+            for metric in METRICS {
+                assert_bound(metric, &x, &codebook, dims);
+            }
         }
     }
 
