@@ -25,7 +25,11 @@ fn dot(a: &[i64], b: &[i64]) -> i64 {
 /// of the true ones within the margin.
 fn assert_bound(metric: Metric, x: &[f32], codebook: &[f32], dims: usize) {
     let prepared = Prepared::new(metric, codebook, dims, 8).unwrap();
-    let codes = IntegerCodes::new::<8>(&prepared).unwrap();
+    // One dimension leaves equal codes of the cosine.
+    let Some(codes) = IntegerCodes::new::<8>(&prepared) else {
+        assert!(prepared.codes.iter().all(|&value| value == 0.0), "only equal codes have no integers");
+        return;
+    };
     let steps = dims.div_ceil(2);
     let mut tile = vec![f32::NAN; dims * WIDTH];
     let mut pairs = vec![0; steps * WIDTH];
