@@ -12,6 +12,7 @@ from ferrovae.nn.quantizers.lfq import (
     LFQReturn,
 )
 from ferrovae.nn.quantizers.quantization_step import LossBreakdown
+from ferrovae.nn.quantizers.random_projection_quantizer import RandomProjectionQuantizer
 from ferrovae.nn.quantizers.residual_fsq import (
     GroupedResidualFSQ,
     ResidualFSQ,
@@ -35,6 +36,7 @@ __all__ = [
     "LFQReturn",
     "LatentQuantize",
     "LossBreakdown",
+    "RandomProjectionQuantizer",
     "ResidualFSQ",
     "ResidualVQ",
     "Sequential",

@@ -57,6 +57,10 @@ class AffineCodebook(Codebook):
         self.register_buffer("codebook_mean_needs_init", torch.tensor(True))
         self.register_buffer("codebook_variance_needs_init", torch.tensor(True))
 
+    @property
+    def looks_up_embed(self) -> bool:
+        return False
+
     def codes(self) -> Tensor:
         codes = super().codes()
         # A copy, because the moving averages and dead codes write into `embed` before the backward pass.

@@ -98,6 +98,11 @@ class Codebook(nn.Module):
         """Whether statistics are summed over the ranks, where there are any."""
         return self.options.sync_codebook is not False
 
+    @property
+    def looks_up_embed(self) -> bool:
+        """Whether `codes` gives `embed` itself."""
+        return self.vq_bridge is None
+
     def codes(self) -> Tensor:
         """What rows are compared with and replaced by: (H, K, D), with the gradients of what can be learnt."""
         if self.vq_bridge is None:
@@ -174,7 +179,7 @@ class Codebook(nn.Module):
         # A sum that overflowed would poison its code for good.
         finite = finite_rows(sums)
         counts = torch.where(finite, counts, 0.0)
-        sums = torch.where(finite[..., None], sums, 0.0)
+        sums = sums.masked_fill(~finite[..., None], 0.0)
         self.age.add_(1).masked_fill_(counts > 0, 0)
         if callable(weight):
             weight = weight(sums, counts)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -13,12 +12,11 @@ from ferrovae.nn.quantizers.rank_sum import RankSum
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
-def accumulate_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-    """Add the loss's gradients to those of the parameters, and to no other's."""
-    learnt = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter, grad in zip(learnt, torch.autograd.grad(loss, learnt, allow_unused=True), strict=True):
-        if grad is not None:
-            parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+def accumulate(tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Add gradients to what their tensors have already."""
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        if gradient is not None:
+            tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
 
 
 def take_step(optimizer: Optimizer, parameters: Iterable[nn.Parameter], sum_over_ranks: RankSum | None) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
-from ferrovae.ops import code_cross_entropy, mean_code_entropy
+from ferrovae.ops import code_cross_entropy, code_sums, mean_code_entropy
 from ferrovae.ops.nearest_code import Metric
 
 
@@ -19,6 +19,19 @@ def commitment(x: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
         return mse_loss(vectors, x) if x.numel() else (vectors - x).sum()
     visible = torch.where(mask[..., None], vectors - x, 0.0)
     return visible.square().sum() / (mask.sum() * x.shape[-1]).clamp(min=1)
+
+
+def commitment_gradient(x: Tensor, codes: Tensor, indices: Tensor, mask: Tensor | None) -> Tensor:
+    """The gradient of `commitment(x, codes[indices])` in the codes: 2 (n_k e_k - sum of the rows of k) / elements.
+
+    x: (H, N, D) float32, of which rows that are not finite count nothing; codes: (H, K, D); indices: (H, N) int64;
+    mask: (H, N) bool or None. Returns (H, K, D).
+    """
+    if mask is not None:
+        indices = torch.where(mask, indices, -1)
+    sums, counts = code_sums(x, indices, codes.shape[1], heads=True)
+    rows = indices.numel() if mask is None else mask.sum().clamp(min=1)
+    return (counts[..., None] * codes - sums) * 2 / (rows * x.shape[-1])
 
 
 def commitment_by_row(x: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:

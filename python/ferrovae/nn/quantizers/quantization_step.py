@@ -11,7 +11,7 @@ from torch import Tensor
 from ferrovae.nn.quantizers import losses
 from ferrovae.nn.quantizers.code_statistics import finite_rows
 from ferrovae.nn.quantizers.codebook import Codebook, take_codes
-from ferrovae.nn.quantizers.in_place_optimizer import accumulate_gradients
+from ferrovae.nn.quantizers.in_place_optimizer import accumulate
 from ferrovae.nn.quantizers.lookup import look_up, metric_of
 from ferrovae.nn.quantizers.straight_through import directional_reparam, rotate_to, soft_gradient, straight_through
 from ferrovae.nn.quantizers.token_codebooks import TokenCodebooks
@@ -110,8 +110,16 @@ class QuantizationStep:
 
     def accumulate_in_place_gradients(self) -> None:
         """Add the gradients of the mean squared distance to the codes to those of the codebook."""
+        if self._own is None and self.book.looks_up_embed:
+            # In closed form, which needs no backward pass inside the forward one.
+            with torch.no_grad():
+                self.in_place_loss = losses.commitment(self.rows, self.codes, self.mask)
+                gradient = losses.commitment_gradient(self.exact, self.book.embed, self.indices, self.mask)
+            accumulate([self.book.embed], [gradient])
+            return
         loss = losses.commitment(self.rows.detach(), self.codes, self.mask)
-        accumulate_gradients(loss, self.book.parameters())
+        learnt = [parameter for parameter in self.book.parameters() if parameter.requires_grad]
+        accumulate(learnt, torch.autograd.grad(loss, learnt, allow_unused=True))
         self.in_place_loss = loss.detach()
 
     def vectors_with_gradient(self, input_requires_grad: bool) -> Tensor:

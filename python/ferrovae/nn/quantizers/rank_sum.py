@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -67,8 +66,12 @@ class RankSum:
         return _unpacked(packed[2 * world_size :], tensors)
 
     def _signature(self, tensors: Sequence[Tensor]) -> int:
-        sizes = ";".join(str(tuple(tensor.shape)) for tensor in tensors)
-        return crc32(sizes.encode()) % (_EXACT - 1) + 1
+        """A number in [1, 2^23) of the shapes."""
+        value = 1
+        for tensor in tensors:
+            for size in (tensor.ndim, *tensor.shape):
+                value = (value * 65599 + size) % (_EXACT - 1)
+        return value + 1
 
     def _reduce(self, packed: Tensor, rank: int, world_size: int) -> None:
         self._read_last(rank)

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 from torch.nn.functional import normalize
 
+_BLOCK = 1 << 17  # numbers that are worked on together
+
 
 def straight_through(x: Tensor, codes: Tensor) -> Tensor:
     """The codes, with the gradient of the identity (van den Oord et al., 2017, arXiv:1711.00937)."""
@@ -37,15 +39,28 @@ class _RotateTo(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, codes = ctx.saved_tensors
-        from_norm, to_norm = vector_norm(x, dim=-1, keepdim=True), vector_norm(codes, dim=-1, keepdim=True)
-        per_x, per_code = (torch.where(norm > 0, norm, 1.0).reciprocal_() for norm in (from_norm, to_norm))
-        both = (x * per_x).addcmul_(codes, per_code)
-        length = vecdot(both, both)[..., None].clamp_(min=1e-12)
-        along_both = vecdot(grad, both)[..., None] / length
-        along_code = vecdot(grad, codes)[..., None] * per_code
-        scale = to_norm * per_x
-        turned = (grad * scale).addcmul_(both, along_both * scale, value=-2)
-        return turned.addcmul_(x, along_code * per_x * scale, value=2), None
+        if torch.compiler.is_compiling() or x.numel() <= _BLOCK:
+            return _rotated_back(x, codes, grad), None
+        # Block by block, so that what lies between stays in the cache and takes no memory worth mentioning.
+        dim = x.shape[-1]
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        flat = [tensor.reshape(-1, dim).split(max(1, _BLOCK // dim)) for tensor in (x, codes, grad, result)]
+        for x_block, code_block, grad_block, out in zip(*flat, strict=True):
+            out.copy_(_rotated_back(x_block, code_block, grad_block))
+        return result, None
+
+
+def _rotated_back(x: Tensor, codes: Tensor, grad: Tensor) -> Tensor:
+    """R^T grad, scaled: (..., D)."""
+    from_norm, to_norm = vector_norm(x, dim=-1, keepdim=True), vector_norm(codes, dim=-1, keepdim=True)
+    per_x, per_code = (torch.where(norm > 0, norm, 1.0).reciprocal_() for norm in (from_norm, to_norm))
+    both = (x * per_x).addcmul_(codes, per_code)
+    length = vecdot(both, both)[..., None].clamp_(min=1e-12)
+    along_both = vecdot(grad, both)[..., None] / length
+    along_code = vecdot(grad, codes)[..., None] * per_code
+    scale = to_norm * per_x
+    turned = (grad * scale).addcmul_(both, along_both * scale, value=-2)
+    return turned.addcmul_(x, along_code * per_x * scale, value=2)
 
 
 def directional_reparam(x: Tensor, codes: Tensor, variance: float) -> Tensor:

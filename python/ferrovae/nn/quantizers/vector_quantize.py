@@ -69,7 +69,8 @@ class VectorQuantize(nn.Module):
         learnable_codebook: the codes are a parameter, which the loss trains. Default: True with `directional_reparam`
             or `vq_bridge`.
         in_place_codebook_optimizer: from parameters to an optimizer that takes a step on the codes in every forward
-            pass. `manual_in_place_optimizer_update` leaves the step to a call of `update_in_place_optimizer`.
+            pass. `manual_in_place_optimizer_update` leaves the step to a call of `update_in_place_optimizer`, without
+            which torch's optimizers break a compiled graph in two.
         affine_param: move the codes as the batch's mean and variance move: moving averages with
             `affine_param_batch_decay` of the batch, and with `affine_param_codebook_decay` of the codes.
         sync_update_v: multiplies the gradients through the code by 1 + v (Huh et al., 2023, eq. 21).
