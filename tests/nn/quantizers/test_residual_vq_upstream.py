@@ -46,6 +46,9 @@ CASES = {
     "orthogonal, active": {"orthogonal_reg_weight": 0.5, "orthogonal_reg_active_codes_only": True},
     "padding as it came": {"return_zeros_for_masked_padding": False},
     "manual": {"manual_ema_update": True},
+    "diveq": {"diveq": True},
+    "directional": {"directional_reparam": True, "threshold_ema_dead_code": 1e-9},
+    "soft": {"straight_through": True, "rotation_trick": False, "codebook_dim": 5, "sample_codebook_temp": 0.5},
 }
 # Where the right value is another, and why; their cases are compared without what differs.
 DIFFERENT = {
@@ -115,7 +118,7 @@ def close(one, two, **tolerance):
 @pytest.mark.parametrize("case", CASES)
 def test_five_training_steps_and_eval(case, masked):
     theirs, ours = pair(**CASES[case])
-    plain = case.startswith(("cosine", "affine", "implicit", "in place"))
+    plain = case.startswith(("cosine", "affine", "implicit", "in place", "dire"))
     for number in range(5):
         x = torch.randn(2, 15, DIM)
         x = x if plain else clear(theirs, x)
@@ -247,6 +250,17 @@ def test_hierarchy(case, masked):
     close(ours.get_output_from_indices(indices, grid), reconstruction)
 
 
+def test_sampled_codes_of_one_draw():
+    """Where one code holds all the probability, any draw is the nearest: sampling changes nothing else."""
+    theirs, ours = pair(stochastic_sample_codes=True, sample_codebook_temp=1e-6)
+    x = clear(theirs, torch.randn(2, 15, DIM), margin=1e-3)
+    for one, two in zip(step(ours, x), step(theirs, x), strict=True):
+        close(one, two)
+    close(dict(ours.state_dict()), dict(theirs.state_dict()))
+    warm = torch.stack([ours(x, sample_codebook_temp=1.0, freeze_codebook=True)[1] for _ in range(4)])
+    assert (warm != warm[0]).any()
+
+
 def test_what_upstream_gets_wrong():
     """The differences that are cheap to show."""
     images = upstream.ResidualVQ(dim=DIM, num_quantizers=2, codebook_size=SIZE, accept_image_fmap=True)
@@ -262,3 +276,11 @@ def test_what_upstream_gets_wrong():
     ours(x)
     assert torch.equal(ours.codebooks, before)
     assert not torch.equal(theirs.codebooks, before)
+    theirs, ours = pair()
+    for layer, right in ((theirs, False), (ours, True)):
+        quantized, _, _, codes = layer(x, return_all_codes=True)
+        assert torch.allclose(codes.sum(0), quantized, atol=1e-5) == right
+    theirs, ours = pair(diveq=True)
+    for layer, right in ((theirs.eval(), False), (ours.eval(), True)):
+        quantized, indices, _ = layer(x)
+        assert torch.allclose(layer.get_output_from_indices(indices), quantized, atol=1e-5) == right
