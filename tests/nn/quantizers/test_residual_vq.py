@@ -223,6 +223,7 @@ def test_a_wider_beam_is_never_worse_than_the_nearest_codes_alone():
 def test_one_graph_for_training_and_evaluation(options):
     layer = stack(**options)
     start = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    torch._dynamo.reset()  # every layer is a graph of its own
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 9, DIM)
     for mode in (True, False):

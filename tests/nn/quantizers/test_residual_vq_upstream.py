@@ -46,6 +46,9 @@ CASES = {
     "orthogonal, active": {"orthogonal_reg_weight": 0.5, "orthogonal_reg_active_codes_only": True},
     "padding as it came": {"return_zeros_for_masked_padding": False},
     "manual": {"manual_ema_update": True},
+    "diveq": {"diveq": True},
+    "directional": {"directional_reparam": True, "threshold_ema_dead_code": 1e-9},
+    "soft": {"straight_through": True, "rotation_trick": False, "codebook_dim": 5, "sample_codebook_temp": 0.5},
 }
 # Where the right value is another, and why; their cases are compared without what differs.
 DIFFERENT = {
@@ -57,7 +60,7 @@ DIFFERENT = {
     ("hierarchy orthogonal", "gradient"): "upstream's is at the codes after all levels' steps, its loss before",
     ("affine", "codes"): "upstream decodes the codes as stored, not as moved to where the data lie",
     ("affine", "eval"): "upstream's affine moments move in eval mode",
-    ("beam", "state"): "upstream counts other codes than those it returns",
+    ("beam", "state"): "upstream takes the wrong axis of the residuals, and moves the first stage's codebook only",
     ("*", "codes"): "upstream decodes with the codebook after the step, not with the codes it used",
     ("*", "image"): "upstream raises on image maps unless the width is dim",
     ("*", "indices"): "upstream raises: it unpacks three results of two",
@@ -115,7 +118,7 @@ def close(one, two, **tolerance):
 @pytest.mark.parametrize("case", CASES)
 def test_five_training_steps_and_eval(case, masked):
     theirs, ours = pair(**CASES[case])
-    plain = case.startswith(("cosine", "affine", "implicit", "in place"))
+    plain = case.startswith(("cosine", "affine", "implicit", "in place", "dire"))
     for number in range(5):
         x = torch.randn(2, 15, DIM)
         x = x if plain else clear(theirs, x)
@@ -183,6 +186,14 @@ def test_beam_search(training, weights, masked):
         results = ours(x, **call), theirs(x, **call)
     for one, two in zip(*results, strict=True):
         close(one, two)
+    if training:
+        first, *rest = [f"layers.{stage}._codebook.cluster_size" for stage in range(STAGES)]
+        close(ours.state_dict()[first], theirs.state_dict()[first])
+        for stage, name in enumerate(rest, 1):
+            found = results[0][1][..., stage]
+            counts = torch.bincount(found[found >= 0], minlength=SIZE).float()
+            close(ours.state_dict()[name][0], 0.8 + 0.2 * counts)
+            assert torch.equal(theirs.state_dict()[name], torch.ones(1, SIZE))
 
 
 def test_grouped():
@@ -239,6 +250,17 @@ def test_hierarchy(case, masked):
     close(ours.get_output_from_indices(indices, grid), reconstruction)
 
 
+def test_sampled_codes_of_one_draw():
+    """Where one code holds all the probability, any draw is the nearest: sampling changes nothing else."""
+    theirs, ours = pair(stochastic_sample_codes=True, sample_codebook_temp=1e-6)
+    x = clear(theirs, torch.randn(2, 15, DIM), margin=1e-3)
+    for one, two in zip(step(ours, x), step(theirs, x), strict=True):
+        close(one, two)
+    close(dict(ours.state_dict()), dict(theirs.state_dict()))
+    warm = torch.stack([ours(x, sample_codebook_temp=1.0, freeze_codebook=True)[1] for _ in range(4)])
+    assert (warm != warm[0]).any()
+
+
 def test_what_upstream_gets_wrong():
     """The differences that are cheap to show."""
     images = upstream.ResidualVQ(dim=DIM, num_quantizers=2, codebook_size=SIZE, accept_image_fmap=True)
@@ -254,3 +276,11 @@ def test_what_upstream_gets_wrong():
     ours(x)
     assert torch.equal(ours.codebooks, before)
     assert not torch.equal(theirs.codebooks, before)
+    theirs, ours = pair()
+    for layer, right in ((theirs, False), (ours, True)):
+        quantized, _, _, codes = layer(x, return_all_codes=True)
+        assert torch.allclose(codes.sum(0), quantized, atol=1e-5) == right
+    theirs, ours = pair(diveq=True)
+    for layer, right in ((theirs.eval(), False), (ours.eval(), True)):
+        quantized, indices, _ = layer(x)
+        assert torch.allclose(layer.get_output_from_indices(indices), quantized, atol=1e-5) == right

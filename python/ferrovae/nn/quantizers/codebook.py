@@ -179,7 +179,7 @@ class Codebook(nn.Module):
         # A sum that overflowed would poison its code for good.
         finite = finite_rows(sums)
         counts = torch.where(finite, counts, 0.0)
-        sums = torch.where(finite[..., None], sums, 0.0)
+        sums = sums.masked_fill(~finite[..., None], 0.0)
         self.age.add_(1).masked_fill_(counts > 0, 0)
         if callable(weight):
             weight = weight(sums, counts)
