@@ -380,20 +380,14 @@ class ResidualVQ(QuantizerDropout):
                 f"indices hold {wrong} at stage {number}, expected -1 to {size - 1}",
             )
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *args: Any
-    ) -> None:
-        """A shared codebook may be there once, under the first stage: formats that know no shared storage do so.
-
-        Loading that is not strict fills it all the same, and reports the other stages' keys as missing, as
-        `safetensors.torch.load_model` expects.
-        """
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """A shared codebook may be there once, under the first stage: formats that know no shared storage do so."""
         first = f"{prefix}layers.0._codebook."
-        if self.shared_codebook and strict:
+        if self.shared_codebook:
             for key in [key for key in state_dict if key.startswith(first)]:
                 for number in range(1, self.num_quantizers):
                     state_dict.setdefault(f"{prefix}layers.{number}._codebook.{key[len(first) :]}", state_dict[key])
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _plain(stage: ResidualStage, training: bool) -> bool:
