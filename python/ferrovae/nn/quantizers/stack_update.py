@@ -68,8 +68,8 @@ class ResidualStage(VectorQuantize):
 def apply_updates(updates: Sequence[StageUpdate], sum_over_ranks: RankSum) -> None:
     """Sum the statistics of codebooks that are synchronized over the ranks, in one all-reduce, and apply them all.
 
-    A codebook that stages share (`shared_by_stages`) takes their moving
-    averages one after the other, and then its codes and dead codes once. The last of its updates holds rows for these.
+    A codebook that stages share (`shared_by_stages`) takes their moving averages one after the other, and then its
+    codes and dead codes once. The last of its updates holds rows for these.
     """
     joined = [update for update in updates if update.book.synchronized]
     if joined:
