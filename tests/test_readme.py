@@ -15,11 +15,11 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_there_is_a_snippet_for_each_use() -> None:
-    assert len(SNIPPETS) == 4
+    assert len(SNIPPETS) == 5
     assert all(len(snippet.strip().splitlines()) <= 14 for snippet in SNIPPETS)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["operation", "layer", "model", "evidence"])
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["operation", "layer", "swap", "model", "evidence"])
 def test_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
