@@ -88,7 +88,5 @@ def test_sharding_changes_nothing(states):
     assert list(sharded) == list(replicated)
     start = model_of().state_dict()
     for key, value in replicated.items():
-        torch.testing.assert_close(
-            sharded[key], value, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
-        )
+        torch.testing.assert_close(sharded[key], value, rtol=1e-4, atol=1e-5, msg=partial("{}: {}".format, key))
         assert key.endswith("initted") or not torch.equal(value, start[key]), f"{key} was not trained"
