@@ -125,7 +125,7 @@ def quantizers(found: dict[str, Any]) -> str:
         rows.append([f"`{row['quantizer']}`", f"{row['squared_error']:.5f}", use, share])
     machine = found["machine"]
     caption = (
-        f"{found['data']}, {found['epochs']} epochs, networks of width {found['width']}, "
+        f"{found['data']}, {found['epochs']} epochs of training, networks of width {found['width']}, "
         f"{found['quantizers'][0]['images']} test images; training: CPU time, one thread, as a share of the peer's; "
         f"{machine['processor']}, torch {machine['torch']}."
     )

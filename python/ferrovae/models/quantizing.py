@@ -41,7 +41,6 @@ class GridQuantizer:
         self._as_image = bool(getattr(layer, "accept_image_fmap", False))
         channel_last = getattr(layer, "channel_last", not getattr(layer, "channel_first", False))
         self._channel_last = bool(channel_last) and not self._as_image
-        self._can_freeze = "freeze_codebook" in inspect.signature(layer.forward).parameters
 
     @property
     def dim(self) -> int | None:
@@ -64,7 +63,8 @@ class GridQuantizer:
     def __call__(self, vectors: Tensor, freeze: bool | None) -> Quantized:
         """vectors: (B, D, *grid). freeze: leave the codebook as it is; None: as the layer's mode says."""
         batch, dim, *grid = vectors.shape
-        options = {"freeze_codebook": freeze} if self._can_freeze else {}
+        freezes = "freeze_codebook" in inspect.signature(self.layer.forward).parameters
+        options = {"freeze_codebook": freeze} if freezes else {}
         quantized, indices, *rest = self.layer(self._tokens(vectors), **options)
         expected = (batch, *grid, *self.stages)
         if not isinstance(indices, Tensor) or indices.numel() != math.prod(expected):

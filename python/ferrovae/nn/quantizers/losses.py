@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
+from ferrovae.nn.quantizers.rows import mean_square
 from ferrovae.ops import code_cross_entropy, code_sums, mean_code_entropy
 from ferrovae.ops.nearest_code import Metric
 
@@ -17,8 +18,7 @@ def commitment(x: Tensor, vectors: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return mse_loss(vectors, x) if x.numel() else (vectors - x).sum()
-    visible = torch.where(mask[..., None], vectors - x, 0.0)
-    return visible.square().sum() / (mask.sum() * x.shape[-1]).clamp(min=1)
+    return mean_square(vectors - x, mask)
 
 
 def commitment_gradient(x: Tensor, codes: Tensor, indices: Tensor, mask: Tensor | None) -> Tensor:

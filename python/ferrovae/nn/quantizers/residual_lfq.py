@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ferrovae.nn.quantizers.checks import check_channels, check_floating, require
 from ferrovae.nn.quantizers.grouped import GroupedResidual
 from ferrovae.nn.quantizers.lfq import LFQ
+from ferrovae.nn.quantizers.masked_stages import masked_stages
 from ferrovae.nn.quantizers.mixed_radix import check_indices
-from ferrovae.nn.quantizers.quantizer_dropout import QuantizerDropout, stage_mask
+from ferrovae.nn.quantizers.quantizer_dropout import QuantizerDropout
 from ferrovae.nn.quantizers.rows import flat_mask
 
 
@@ -161,23 +162,12 @@ class ResidualLFQ(QuantizerDropout):
         """Vectors (B, ..., d), float32 or float64 -> sums of codes, indices (B, ..., Q) and losses (Q,)."""
         drops = self.training and self.quantize_dropout and torch.is_grad_enabled()
         kept = self.kept_stages(z.shape[0], z.device, seed) if drops else None
-        residual, quantized = z, torch.zeros_like(z)
-        all_indices, losses = [], []
-        for number, layer in enumerate(self._stages()):
-            rows = mask
-            if kept is not None and kept.ndim:
-                rows = stage_mask(kept, number, z.ndim - 1).expand(z.shape[:-1])
-                rows = rows if mask is None else rows & mask
-            codes, indices, loss = layer(residual, mask=rows)
-            if kept is not None:
-                codes = torch.where(stage_mask(kept, number, codes.ndim), codes, 0.0)
-                indices = torch.where(stage_mask(kept, number, indices.ndim), indices, -1)
-                loss = torch.where((kept > number).any(), loss, 0.0)
-            residual = residual - codes.detach()
-            quantized = quantized + codes
-            all_indices.append(indices)
-            losses.append(loss)
-        return quantized, torch.stack(all_indices, dim=-1), torch.stack(losses)
+
+        def quantize(layer: Any, residual: Tensor, rows: Tensor | None) -> Any:
+            rows = None if rows is None else rows.expand(z.shape[:-1])
+            return layer(residual, mask=mask if rows is None else rows if mask is None else rows & mask)
+
+        return masked_stages(z, self._stages(), kept, quantize)
 
     def _stages(self) -> list[Any]:
         return list(self.layers)

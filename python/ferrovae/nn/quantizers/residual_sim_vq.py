@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from ferrovae.nn.quantizers.checks import check_channels, check_floating, require
+from ferrovae.nn.quantizers.masked_stages import masked_stages
 from ferrovae.nn.quantizers.mixed_radix import check_indices
-from ferrovae.nn.quantizers.quantizer_dropout import QuantizerDropout, stage_mask
+from ferrovae.nn.quantizers.quantizer_dropout import QuantizerDropout
 from ferrovae.nn.quantizers.sim_vq import SimVQ
 
 
@@ -145,20 +146,7 @@ class ResidualSimVQ(QuantizerDropout):
         """x (B, ..., D), float32 or float64 -> sums of codes, indices (B, ..., Q) and losses (Q,)."""
         drops = self.training and self.quantize_dropout
         kept = self.kept_stages(x.shape[0], x.device, seed) if drops else None
-        residual, quantized = x, torch.zeros_like(x)
-        all_indices, losses = [], []
-        for number, layer in enumerate(self._stages()):
-            rows = None if kept is None or not kept.ndim else stage_mask(kept, number, x.ndim - 1)
-            codes, indices, loss = layer.quantize_rows(residual, rows)
-            if kept is not None:
-                codes = torch.where(stage_mask(kept, number, codes.ndim), codes, 0.0)
-                indices = torch.where(stage_mask(kept, number, indices.ndim), indices, -1)
-                loss = torch.where((kept > number).any(), loss, 0.0)
-            residual = residual - codes.detach()
-            quantized = quantized + codes
-            all_indices.append(indices)
-            losses.append(loss)
-        return quantized, torch.stack(all_indices, dim=-1), torch.stack(losses)
+        return masked_stages(x, self._stages(), kept, lambda layer, residual, rows: layer.quantize_rows(residual, rows))
 
     def _stages(self) -> list[Any]:
         return list(self.layers)
