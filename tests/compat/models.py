@@ -72,3 +72,17 @@ def check_codes(ours: Tensor, theirs: Tensor, x: Tensor, codebook: Tensor, *, co
     differ = ours != theirs
     assert (other - best)[differ].le(4 * x.shape[-1] * 2**-24 * scale[differ]).all()
     return int(differ.sum())
+
+
+def check_stack(ours: Tensor, theirs: Tensor, x: Tensor, codebooks: list[Tensor]) -> int:
+    """Indices [Q, N] of rows [N, D] agree up to where float32 cannot tell two codes apart; how many rows part there.
+
+    Behind that stage a row is another one, and its codes are not compared.
+    """
+    parted = 0
+    for stage, codebook in enumerate(codebooks):
+        parted += check_codes(ours[stage], theirs[stage], x, codebook)
+        x = x - codebook[ours[stage]]
+        together = ours[stage] == theirs[stage]
+        x, ours, theirs = x[together], ours[:, together], theirs[:, together]
+    return parted
