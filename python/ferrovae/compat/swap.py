@@ -74,6 +74,9 @@ def accelerate(model: Model, *, verbose: bool = False) -> Model:
     not tell two codes apart. `copy.deepcopy` and pickles of the model stay swapped; a second call changes nothing. Wrap
     (DistributedDataParallel, `torch.compile`) before or after; `fully_shard`, which makes subclasses, after.
 
+    `sync_codebook=False` of a vector-quantize-pytorch layer is kept where there is a process group; before, it cannot
+    be told from the default, and such a layer sums its statistics over the ranks once there are any.
+
     A search prepares its codebook anew at each call. That is what large batches gain by; a second of audio at a time
     through 32 large codebooks can take longer than before on a CPU.
 

@@ -1,17 +1,19 @@
 """The constructor's arguments of vector-quantize-pytorch's modules, read off what a module keeps of them.
 
 Where an argument leaves no trace but a finished effect (`kmeans_init` after the first batch, `init_fn`), the value is
-one that has none any more. `sync_codebook` is left to its default: whether there is a process group is asked anew.
+one that has none any more. `sync_codebook` is read as `_synchronization` says.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -44,7 +46,7 @@ def vector_quantize(module: Any, alike: Iterable[Any] = ()) -> Arguments:
     """Of a VectorQuantize; `alike` are all the layers that one set of arguments makes, itself among them."""
     layers = list(alike) or [module]
     book = module._codebook
-    found = _named(module, _VECTOR_QUANTIZE) | _named(book, _CODEBOOK)
+    found = _named(module, _VECTOR_QUANTIZE) | _named(book, _CODEBOOK) | _synchronization(book)
     found |= {
         "codebook_dim": book.embed.shape[-1],
         "stochastic_sample_codes": book.gumbel_sample.keywords["stochastic"],
@@ -189,7 +191,7 @@ def hierarchical_vq(module: Any) -> Arguments:
     layers = [module.vq] if shared else list(module.vqs)
     inner = vector_quantize(layers[0], layers)
     kept = "decay commitment_weight rotation_trick kmeans_init kmeans_iters threshold_ema_dead_code"
-    kept += " stochastic_sample_codes sample_codebook_temp orthogonal_reg_weight orthogonal_reg_max_codes"
+    kept += " sync_codebook stochastic_sample_codes sample_codebook_temp orthogonal_reg_weight orthogonal_reg_max_codes"
     found = {name: inner[name] for name in [*kept.split(), "orthogonal_reg_active_codes_only"]}
     found |= _named(module, "dim scales nested_dropout nested_dropout_min_levels")
     levels = module.phi_levels
@@ -254,6 +256,20 @@ def _width(transform: nn.Module, codes: Tensor) -> int:
         return transform.out_features
     # A copy: looking must not move anybody's statistics.
     return copy.deepcopy(transform).eval()(codes[:1]).shape[-1]
+
+
+def _synchronization(book: Any) -> Arguments:
+    """What a codebook shares with other ranks.
+
+    Whether it does was decided when it was made. Where `sync_codebook=None` comes to the same today it is taken, since
+    that is asked anew at each step: so False is lost before there is a process group, and a layer shares its statistics
+    that does not only because an older one was made without a group, which upstream never forgets.
+    """
+    by_default = sys.modules["vector_quantize_pytorch.vector_quantize_pytorch"].is_distributed()
+    found: Arguments = {"sync_codebook": None if book.use_ddp == by_default else book.use_ddp}
+    if book.use_ddp:
+        found["sync_kmeans"] = book.kmeans_all_reduce_fn is dist.all_reduce
+    return found
 
 
 def _pending(initted: Any) -> bool:
