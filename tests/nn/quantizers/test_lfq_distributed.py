@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ferrovae.nn import LFQ, ResidualLFQ, ResidualSimVQ
+from ferrovae.nn import LFQ, EvoLFQ, ResidualLFQ, ResidualSimVQ
 
 # Options, and how many rows of 12 channels each rank holds.
 CASES = {
@@ -19,6 +21,16 @@ CASES = {
     "masked": ({"codebook_size": 16, "num_codebooks": 2, "diversity_gamma": 3.0}, (20, 20)),
     "one empty": ({"codebook_size": 64}, (30, 0)),
     "many bits": ({"codebook_size": 2**20}, (20, 30)),
+}
+
+
+# What rank 1 does while rank 0 trains, and what the error says on rank 0.
+DISAGREEMENTS = {
+    "evaluation": "rank 0 waited 1 s in training step 1 for the statistics of rank 1",
+    "no backward": "rank 0 waited 1 s in training step 2 for the statistics of rank 1",
+    "behind": "rank 1 sent those of its step 2",
+    "stage in evaluation": "rank 0 waited 1 s in training step 0 for the statistics of rank 1",
+    "evolving in evaluation": "rank 0 waited 1 s in training step 0 for the statistics of rank 1",
 }
 
 
@@ -71,6 +83,33 @@ def trained_stack(name, rank):
     return layer.module.state_dict(), kept
 
 
+def disagree(kind, rank):
+    """The message of the error of this rank, and how long it took to come."""
+    torch.manual_seed(1)
+    x = torch.randn(1, 20, 4, requires_grad=True)
+    layer = LFQ(codebook_size=16, sync_timeout=1)
+    if kind == "stage in evaluation":
+        layer = ResidualLFQ(dim=4, codebook_size=16, num_quantizers=2, sync_timeout=1)
+    elif kind == "evolving in evaluation":
+        layer = EvoLFQ(nn.Identity(), nn.Identity(), codebook_size=16, sync_timeout=1)
+    else:
+        layer(x)
+    started = time.monotonic()
+    try:
+        if kind == "behind":
+            layer._sum_over_ranks._step += rank
+            layer(x)
+        elif kind == "no backward":
+            loss = layer(x).entropy_aux_loss
+            if rank == 0:
+                loss.backward()
+        else:
+            layer.train(rank == 0)(x)
+    except RuntimeError as error:
+        return str(error), time.monotonic() - started
+    return "", time.monotonic() - started
+
+
 def run(rank, folder, compiled):
     torch.set_num_threads(1)
     cases = ["uneven", "masked"] if compiled else CASES
@@ -88,6 +127,11 @@ def run(rank, folder, compiled):
             results[case] = tuple(breakdown), gradients
         if not compiled:
             results["stacks"] = {name: trained_stack(name, rank) for name in STACKS}
+        if not compiled:
+            for kind in DISAGREEMENTS:
+                dist.destroy_process_group()
+                dist.init_process_group("gloo", init_method=f"file://{folder}/{kind}", rank=rank, world_size=2)
+                results[kind] = disagree(kind, rank)
         torch.save(results, Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -129,6 +173,14 @@ def test_stacks_drop_the_same_stages_and_stay_equal(results, name):
     for key, tensor in state.items():
         assert torch.equal(tensor, other[key]), key
         assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", DISAGREEMENTS)
+def test_ranks_that_disagree_are_named_in_time(results, kind):
+    message, seconds = results[0][kind]
+    assert message.startswith("LFQ(dim=4, codebook_size=16): ")
+    assert DISAGREEMENTS[kind] in message
+    assert seconds < 10
 
 
 @pytest.mark.slow

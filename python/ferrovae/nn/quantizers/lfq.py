@@ -13,6 +13,7 @@ from torch.nn.functional import normalize, softplus
 from ferrovae.nn.quantizers.checks import check_channels, check_floating, require
 from ferrovae.nn.quantizers.cosine_sim_linear import CosineSimLinear
 from ferrovae.nn.quantizers.mixed_radix import check_indices
+from ferrovae.nn.quantizers.rank_sum import RankSum
 from ferrovae.nn.quantizers.rows import flat_mask, mean_square, random_share
 from ferrovae.nn.quantizers.sign_codes import (
     MOST_BITS,
@@ -75,10 +76,11 @@ class LFQ(nn.Module):
         spherical: vectors and codes have length s: binary spherical quantization (Zhao et al., 2024, arXiv:2406.07548).
         force_quantization_f32: quantize in float32, whatever dtype x has.
         orthogonal_rotation: quantize in a randomly rotated basis, a buffer.
+        sync_timeout: seconds to wait for the means of other ranks before saying who is missing; see `forward`.
 
     Raises:
-        ValueError: neither or a wrong size is given, more than 62 bits, a scale or share out of range, arguments that
-            exclude each other.
+        ValueError: neither or a wrong size is given, more than 62 bits, a scale, share or time out of range, arguments
+            that exclude each other.
     """
 
     mask: Tensor
@@ -109,6 +111,7 @@ class LFQ(nn.Module):
         spherical: bool = False,
         force_quantization_f32: bool = True,
         orthogonal_rotation: bool = False,
+        sync_timeout: float = 60.0,
     ) -> None:
         super().__init__()
         require(self, num_codebooks >= 1, f"num_codebooks is {num_codebooks}, expected at least 1")
@@ -137,6 +140,7 @@ class LFQ(nn.Module):
             soft_clamp_input_value is None or soft_clamp_input_value >= codebook_scale,
             f"soft_clamp_input_value is {soft_clamp_input_value}, expected at least codebook_scale, {codebook_scale}",
         )
+        require(self, 0 < sync_timeout < math.inf, f"sync_timeout is {sync_timeout}, expected a positive number")
         self.dim = dim
         self.codebook_size: int = 2**codebook_dim
         self.codebook_dim = codebook_dim
@@ -169,6 +173,7 @@ class LFQ(nn.Module):
             self.register_buffer("orthogonal_rot", nn.init.orthogonal_(torch.empty(codebook_dim, codebook_dim)))
         self.register_buffer("mask", bit_values(codebook_dim))
         self.register_buffer("zero", torch.tensor(0.0), persistent=False)
+        self._sum_over_ranks = RankSum(f"LFQ(dim={dim}, codebook_size={self.codebook_size})", sync_timeout)
 
     def _bits(self, dim: int | None, codebook_size: int | None) -> int:
         if codebook_size is None:
@@ -259,7 +264,7 @@ class LFQ(nn.Module):
 
         Raises:
             ValueError: x or mask has another shape, T is not positive. TypeError: x is not floating point, or mask not
-                bool.
+                bool. RuntimeError: another rank sent nothing within `sync_timeout`, or what does not belong to it.
         """
         channel_first = self.is_channel_first(x.ndim)
         where = f"(B, {self.dim}, ...)" if channel_first else f"(B, ..., {self.dim})"
@@ -319,7 +324,7 @@ class LFQ(nn.Module):
         if isinstance(inv_temperature, Tensor):
             x, inv_temperature = x * inv_temperature, 1.0
         require(self, inv_temperature > 0, f"inv_temperature is {inv_temperature}, expected a positive number")
-        return sign_entropies(x, float(inv_temperature), self._magnitude(), rows)
+        return sign_entropies(x, float(inv_temperature), self._magnitude(), rows, self._sum_over_ranks)
 
     def _magnitude(self) -> float:
         """Of the entries of a code."""
