@@ -13,7 +13,16 @@ import pytest
 import torch
 
 from ferrovae.ops import _checks, _philox
-from nn.quantizers.upstream_parity import assert_same, batch_of, clear_layers, mask_of, run, upstream_module
+from nn.quantizers.upstream_parity import (
+    assert_same,
+    batch_of,
+    clear_layers,
+    mask_of,
+    pair,
+    parted_rows,
+    run,
+    upstream_module,
+)
 from nn.quantizers.vector_quantize_cases import BATCH, DIM, LENGTH, SEQUENCES, SIZE
 
 
@@ -184,3 +193,52 @@ def test_drawn_codes_are_theirs_under_the_same_noise(monkeypatch, case, temperat
     x = torch.randn(BATCH, LENGTH, DIM)
     both = [run(layer, x, case != "soft", training, sample_codebook_temp=temperature) for layer in (ours, theirs)]
     assert_same(*both, case)
+
+
+UNCLEAR = {
+    "default": {},
+    "projection": {"codebook_dim": 5},
+    "cosine": {"use_cosine_sim": True},
+    "heads": {"heads": 3, "codebook_dim": 4},
+    "separate": {"heads": 3, "codebook_dim": 4, "separate_codebook_per_head": True},
+    "separate cosine": {"heads": 2, "codebook_dim": 6, "separate_codebook_per_head": True, "use_cosine_sim": True},
+}
+
+
+def parted_indices(case, training, offset):
+    """How many of how many indices differ, where nothing keeps rows off the border of two codes."""
+    options = UNCLEAR[case]
+    theirs, ours = pair(**{"codebook_size": 512, **options})
+    codes, x = torch.randn(theirs._codebook.embed.shape) + offset, torch.randn(2, 4096, DIM) + offset
+    if options.get("use_cosine_sim"):
+        codes = torch.nn.functional.normalize(codes, dim=-1)
+    for layer in (theirs, ours):
+        layer._codebook.embed.data.copy_(codes)
+        layer.train(training)
+    with torch.no_grad():
+        rows = ours._rows(ours.project_in(x))
+        found = [ours._heads.split_values(layer(x)[1]) for layer in (ours, theirs)]
+    return parted_rows(*found, rows, codes, cosine=ours.use_cosine_sim), found[0].numel()
+
+
+@pytest.mark.parametrize("case", UNCLEAR)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("offset", [0, 5])
+def test_indices_differ_only_where_float32_cannot_tell(case, training, offset):
+    """Less than one in a thousand, each inside upstream's own rounding error; offsets make that larger."""
+    parted, of = parted_indices(case, training, offset)
+    assert parted < 0.001 * of
+
+
+def test_rounding_is_what_parts_them():
+    parted, of = parted_indices("default", False, 100)
+    assert 0.001 * of < parted < 0.5 * of
+
+
+def test_a_wrong_index_is_not_taken_for_rounding():
+    rows, codes = torch.randn(1, 50, DIM), torch.randn(1, SIZE, DIM)
+    best = torch.cdist(rows, codes).argmin(-1)
+    assert parted_rows(best, best, rows, codes) == 0
+    for wrong in ((best, (best + 1) % SIZE), ((best + 1) % SIZE, best)):
+        with pytest.raises(AssertionError):
+            parted_rows(*wrong, rows, codes)

@@ -5,8 +5,6 @@ Importing it skips a test module where that library is not installed (`pip insta
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 
@@ -22,9 +20,9 @@ upstream_module = pytest.importorskip("vector_quantize_pytorch.vector_quantize_p
 def pair(**options):
     """The same layer twice: the same seed gives the same parameters and codes."""
     layers = []
-    for make in (partial(upstream.VectorQuantize, dim=DIM, codebook_size=SIZE), partial(VectorQuantize, DIM, SIZE)):
+    for make in (upstream.VectorQuantize, VectorQuantize):
         torch.manual_seed(5)
-        given = dict(options)
+        given = {"dim": DIM, "codebook_size": SIZE, **options}
         if given.get("vq_bridge"):
             given["vq_bridge"] = torch.nn.Linear(given.get("codebook_dim", DIM), given.get("codebook_dim", DIM))
         layers.append(make(**given))
@@ -103,3 +101,25 @@ def assert_same(ours, theirs, what):
 def mask_of(x):
     """Which of the tokens of `batch_of` are no padding."""
     return torch.arange(LENGTH) < torch.tensor([LENGTH, 7, 12])[:, None]
+
+
+def parted_rows(ours, theirs, rows, codes, *, cosine=False):
+    """How many of two layers' indices [H, N] differ, each a choice that float32 cannot make.
+
+    rows [H, N, D], codes [H, K, D], both of length 1 for `cosine`. Upstream's distance is the root of |x|^2 + |e|^2 -
+    2 <x, e>, its cosine <x, e>. With u = 2^-24 a sum of D products errs by D u |x| |e| at most, and adding three of
+    them, the clamp and the root by less than 4 u (|x| + |e|)^2 more; the margin of two codes may be twice that.
+    """
+    rows, codes = rows.double(), codes.double()
+    chosen = [codes.gather(1, indices[..., None].expand_as(rows)) for indices in (ours, theirs)]
+    unit = (rows.shape[-1] + 4) * 2.0**-24
+    if cosine:
+        best, other = (-(rows * code).sum(-1) for code in chosen)
+        error = torch.full_like(best, unit)
+    else:
+        best, other = ((rows - code).square().sum(-1) for code in chosen)
+        error = unit * (rows.norm(dim=-1) + codes.norm(dim=-1).amax(-1, keepdim=True)).square()
+    assert (best <= other).all(), "upstream has found a nearer code"
+    parted = ours != theirs
+    assert (other - best)[parted].le(2 * error[parted]).all(), "an index differs by more than float32's error"
+    return int(parted.sum())
