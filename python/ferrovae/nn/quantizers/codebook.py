@@ -13,6 +13,7 @@ from ferrovae.nn.quantizers.code_statistics import CodeStatistics, finite_rows
 from ferrovae.nn.quantizers.dead_codes import dead, replacement_rows
 from ferrovae.nn.quantizers.keyed_sampling import key_of
 from ferrovae.nn.quantizers.kmeans import kmeans
+from ferrovae.nn.quantizers.older_state import add_axis_of_heads, complaints_about_cosines
 from ferrovae.ops import code_sums
 
 EmaWeight = Tensor | float | Callable[[Tensor, Tensor], Tensor]
@@ -261,11 +262,25 @@ class Codebook(nn.Module):
 
         return super()._apply(keep_dtype, recurse)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        add_axis_of_heads(state_dict, prefix)
+        if self.options.use_cosine_sim:
+            error_msgs += complaints_about_cosines(state_dict, prefix)
         for name, value in state_dict.items():
             if name.startswith(prefix) and value.is_floating_point():
                 state_dict[name] = value.to(torch.float32)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         if not self.initted.is_meta:
             self._started = bool(self.initted)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ferrovae.nn.quantizers.checks import check_floating, require
 from ferrovae.nn.quantizers.mixed_radix import check_indices, digits_to_indices, indices_to_digits, radix_buffers
+from ferrovae.nn.quantizers.older_state import drop_constants
 
 
 class FSQ(nn.Module):
@@ -111,6 +112,27 @@ class FSQ(nn.Module):
                 warnings.warn("FSQ: orthogonal_rotation mixes channels of different levels", stacklevel=2)
             rotation = nn.init.orthogonal_(torch.empty(self.codebook_dim, self.codebook_dim))
             self.register_buffer("orthogonal_rot", rotation)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Which upstream's up to 1.10 kept.
+        constants = {
+            "_levels": lambda: self._levels,
+            "_basis": lambda: self._basis,
+            "implicit_codebook": lambda: self.implicit_codebook,
+        }
+        error_msgs += drop_constants(state_dict, prefix, constants)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     @property
     def implicit_codebook(self) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +174,10 @@ class LFQ(nn.Module):
         self.register_buffer("mask", bit_values(codebook_dim))
         self.register_buffer("zero", torch.tensor(0.0), persistent=False)
         self._sum_over_ranks = RankSum(f"LFQ(dim={dim}, codebook_size={self.codebook_size})", sync_timeout)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict.setdefault(f"{prefix}mask", self.mask)  # which no layer of upstream's 1.9.0 kept
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _bits(self, dim: int | None, codebook_size: int | None) -> int:
         if codebook_size is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn.functional import embedding
 
 from ferrovae.nn.quantizers.checks import check_channels, check_floating, require
 from ferrovae.nn.quantizers.mixed_radix import check_indices
+from ferrovae.nn.quantizers.older_state import rename
 from ferrovae.nn.quantizers.rows import mean_square
 from ferrovae.nn.quantizers.straight_through import rotate_to, straight_through
 from ferrovae.ops import nearest_code
@@ -74,6 +76,11 @@ class SimVQ(nn.Module):
             codebook_transform = nn.Linear(frozen_dim, dim, bias=False)
         self.code_transform = codebook_transform
         self.register_buffer("frozen_codebook", codebook)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # As upstream's 1.20.0 called them.
+        rename(state_dict, prefix, {"codebook": "frozen_codebook", "codebook_to_codes": "code_transform"})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def codebook(self) -> Tensor:

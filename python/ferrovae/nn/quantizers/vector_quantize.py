@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ferrovae.nn.quantizers.checks import require
 from ferrovae.nn.quantizers.codebook import Codebook, CodebookOptions, EmaWeight, take_codes
 from ferrovae.nn.quantizers.in_place_optimizer import OptimizerFactory, take_step
 from ferrovae.nn.quantizers.layout import Heads, Layout, visible_tokens
+from ferrovae.nn.quantizers.older_state import give_codebook_its_own
 from ferrovae.nn.quantizers.quantization_step import LossBreakdown, QuantizationStep, StepOptions
 from ferrovae.nn.quantizers.rank_sum import RankSum
 from ferrovae.nn.quantizers.usage import CodebookUsage, counts_of_indices, usage_of_counts
@@ -24,9 +26,10 @@ class VectorQuantize(nn.Module):
     """The nearest of K codes for every vector, as in VQ-VAE (van den Oord et al., 2017, arXiv:1711.00937).
 
     Arguments, results and `state_dict` are those of `vector_quantize_pytorch.VectorQuantize` 1.32, so either loads the
-    other's checkpoints. The lookup is exact and holds no N x K matrix. Under `torch.distributed` every step sums the
-    codebook statistics over the ranks in one all-reduce, whenever the process group was made; all ranks must train
-    together, and hold the same codebook to the bit.
+    other's checkpoints; those of older versions load too, or the error names the key that does not. The lookup is exact
+    and holds no N x K matrix. Under `torch.distributed` every step sums the codebook statistics over the ranks in one
+    all-reduce, whenever the process group was made; all ranks must train together, and hold the same codebook to the
+    bit.
 
     Args:
         dim: channels of the input.
@@ -377,6 +380,10 @@ class VectorQuantize(nn.Module):
         if loss.ndim:
             loss = loss.reshape(found.shape)
         return (quantized, found, loss, breakdown) if return_loss_breakdown else (quantized, found, loss)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        give_codebook_its_own(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _rows(self, projected: Tensor) -> Tensor:
         """(B, ..., heads D) -> rows (H, N, D), of length 1 with cosine similarity."""
