@@ -35,7 +35,8 @@ class ResidualVectorQuantizer(Overlaid):
     def encode(self: Any, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
         """embeddings [B, D, T] -> int64 [Q, B, T], with as many stages Q as the bandwidth (kbit/s) pays for."""
         stages = self.get_num_quantizers_for_bandwidth(bandwidth)
-        return residual_codes(embeddings, self.layers[:stages])
+        # A list: a slice of a ModuleList would make a module of all these stages, at every call.
+        return residual_codes(embeddings, list(self.layers)[:stages])
 
 
 def _check(module: Any) -> None:

@@ -38,7 +38,8 @@ class ResidualVectorQuantizer(Overlaid):
         if self.input_proj is not None:
             embeddings = self.input_proj(embeddings)
         stages = self.num_quantizers if num_quantizers is None else num_quantizers
-        return residual_codes(embeddings, self.layers[:stages])
+        # A list: a slice of a ModuleList would make a module of all these stages, at every call.
+        return residual_codes(embeddings, list(self.layers)[:stages])
 
 
 def _check(module: Any) -> None:
