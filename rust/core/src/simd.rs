@@ -74,6 +74,39 @@ pub fn prefetch<T>(values: &[T]) {
     let _ = values;
 }
 
+/// Copies past the caches, for results that are too many to be found there later: their old content is not read first.
+/// Whole lines go that way, what is left the usual one. [`streamed`] must follow before another thread reads them.
+#[inline(always)]
+pub fn stream<T: Copy>(from: &[T], to: &mut [T]) {
+    assert_eq!(from.len(), to.len(), "copies from one length to another");
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+        if to.as_ptr().cast::<u8>().align_offset(64) == 0 && size_of_val(from) % 64 == 0 {
+            let (count, from, to) =
+                (size_of_val(from) / 16, from.as_ptr().cast::<__m128i>(), to.as_mut_ptr().cast::<__m128i>());
+            let mut at = 0;
+            while at < count {
+                // SAFETY: `at` is inside both slices, `to` is aligned, and SSE2 is in the baseline.
+                unsafe { _mm_stream_si128(to.add(at), _mm_loadu_si128(from.add(at))) };
+                at += 1;
+            }
+            return;
+        }
+    }
+    to.copy_from_slice(from);
+}
+
+/// Ends a thread's part of streaming: what it has written is in place for all others.
+#[inline(always)]
+pub fn streamed() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is in the baseline.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
 /// The best level this processor has.
 pub fn detected() -> Level {
     #[cfg(target_arch = "x86_64")]

@@ -5,8 +5,11 @@ use std::mem::MaybeUninit;
 
 use super::number::Number;
 use super::{UNIT, Unit};
-use crate::simd::prefetch;
+use crate::simd::{prefetch, stream};
 use crate::{Error, Result};
+
+/// Bytes of a result beyond which nobody finds it in a cache.
+const STREAM: usize = 8 << 20;
 
 /// Where the elements of `[examples, segments, inner]` lie; the elements of a segment lie side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,7 +184,11 @@ impl<'a, T: Number> Target<'a, T> {
         self.layout.stretches(
             unit,
             #[inline(always)]
-            |to, _, length| self.memory.prefetch(self.start + to, length),
+            |to, _, length| {
+                if self.memory.length * size_of::<T>() <= STREAM {
+                    self.memory.prefetch(self.start + to, length);
+                }
+            },
         );
     }
 
@@ -198,6 +205,10 @@ impl<'a, T: Number> Target<'a, T> {
                 // SAFETY: the caller's promise.
                 let to = unsafe { self.memory.slice(self.start + to, length) };
                 let from = &buffer[from..][..length];
+                if self.memory.length * size_of::<T>() > STREAM {
+                    stream(from, to);
+                    return;
+                }
                 let mut at = 0;
                 while at < length {
                     to[at] = from[at];
