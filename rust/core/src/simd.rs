@@ -8,6 +8,7 @@ mod avx2;
 mod avx512;
 mod exp;
 mod lanes;
+mod memory;
 mod peak;
 mod portable;
 pub mod special;
@@ -17,6 +18,7 @@ use std::sync::OnceLock;
 
 pub use exp::{exp, exp_m1_negative_abs, exp_negative_abs};
 pub use lanes::{Kernel, Lanes};
+pub use memory::{Aligned, LINE, prefetch, stream, streamed};
 pub use peak::multiply_add_peak;
 pub use two::Two;
 
@@ -49,61 +51,6 @@ impl Level {
     /// The level of that name.
     pub fn from_name(name: &str) -> Option<Self> {
         ALL.into_iter().find(|level| level.name() == name)
-    }
-}
-
-/// A buffer that begins where a vector of any level may: none of its vectors lies on two lines of the cache.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-pub struct Aligned<T>(pub T);
-
-/// Asks for a slice that will soon be read: the processor's own guesses end with every page.
-#[inline(always)]
-pub fn prefetch<T>(values: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let (start, mut at) = (values.as_ptr().cast::<i8>(), 0);
-        while at < size_of_val(values) {
-            // SAFETY: inside the slice; a prefetch has no effect that could be seen.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(at)) };
-            at += 64;
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
-}
-
-/// Copies past the caches, for results that are too many to be found there later: their old content is not read first.
-/// Whole lines go that way, what is left the usual one. [`streamed`] must follow before another thread reads them.
-#[inline(always)]
-pub fn stream<T: Copy>(from: &[T], to: &mut [T]) {
-    assert_eq!(from.len(), to.len(), "copies from one length to another");
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-        if to.as_ptr().cast::<u8>().align_offset(64) == 0 && size_of_val(from) % 64 == 0 {
-            let (count, from, to) =
-                (size_of_val(from) / 16, from.as_ptr().cast::<__m128i>(), to.as_mut_ptr().cast::<__m128i>());
-            let mut at = 0;
-            while at < count {
-                // SAFETY: `at` is inside both slices, `to` is aligned, and SSE2 is in the baseline.
-                unsafe { _mm_stream_si128(to.add(at), _mm_loadu_si128(from.add(at))) };
-                at += 1;
-            }
-            return;
-        }
-    }
-    to.copy_from_slice(from);
-}
-
-/// Ends a thread's part of streaming: what it has written is in place for all others.
-#[inline(always)]
-pub fn streamed() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is in the baseline.
-    unsafe {
-        std::arch::x86_64::_mm_sfence();
     }
 }
 
