@@ -219,3 +219,22 @@ def test_large_results_are_those_of_their_rows() -> None:
         assert torch.equal(z[row], own[0][0])
         assert torch.equal(kl[row], own[1][0])
         assert all(torch.equal(whole[row], one[0]) for whole, one in zip(gradients, due, strict=True))
+
+
+@pytest.mark.parametrize("columns", [64, 50])
+def test_a_large_call_is_many_small_ones(columns: int) -> None:
+    """Results beyond 8 MB are written past the caches where rows are whole lines, as those of 64 columns are."""
+    rows = 9 * 2**20 // (4 * columns)
+    mean, logvar, dz = (torch.randn(rows, columns) for _ in range(3))
+    ids = torch.arange(rows)
+
+    def results(part: slice) -> tuple[Tensor, ...]:
+        leaves = mean[part].requires_grad_(), logvar[part].requires_grad_()
+        z, kl = ops.reparameterize_kl(*leaves, seed=5, example_ids=ids[part])
+        return z, kl, *torch.autograd.grad([z, kl], leaves, [dz[part], torch.ones_like(kl)])
+
+    whole = results(slice(None))
+    for start in range(0, rows, 20_000):
+        part = slice(start, start + 20_000)
+        for large, small in zip(whole, results(part), strict=True):
+            assert torch.equal(large[part], small)

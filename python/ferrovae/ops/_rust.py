@@ -12,7 +12,7 @@ except ImportError as error:
 else:
     _error = None
 
-__all__ = ["core", "obstacle", "span", "threads"]
+__all__ = ["core", "obstacle", "plain", "span", "threads"]
 
 
 def obstacle() -> str | None:
@@ -22,6 +22,11 @@ def obstacle() -> str | None:
         if _error is None
         else f"the compiled extension is missing ({_error}); install the wheel or run `make test`"
     )
+
+
+def plain(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor contiguous and of `dtype`; itself where it is, as most are: torch takes a microsecond to see that."""
+    return tensor if tensor.dtype is dtype and tensor.is_contiguous() else tensor.to(dtype).contiguous()
 
 
 def span(tensor: torch.Tensor) -> tuple[int, int]:

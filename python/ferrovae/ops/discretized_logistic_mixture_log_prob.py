@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ferrovae.ops import _checks, _log_prob, _logistic, _transforms, _triton
 from ferrovae.ops._registry import Kernel, Operation
-from ferrovae.ops._rust import core, span, threads
+from ferrovae.ops._rust import core, plain, span, threads
 
 _NAME = "discretized_logistic_mixture_log_prob"
 _FLOOR = -7.0
@@ -178,7 +178,7 @@ def _rust_arguments(
 ) -> tuple[list[Tensor], str, tuple[int, int, int, int]]:
     """x and parameters in float32 or float64, contiguous; that dtype's name; images, components, pixels, levels."""
     logits, work = parameters[0], _log_prob.work_dtype(parameters[0])
-    tensors = [value.to(work).contiguous() for value in (_log_prob.unexpanded(x), *parameters)]
+    tensors = [plain(value, work) for value in (_log_prob.unexpanded(x), *parameters)]
     shape = logits.shape
     sizes = shape[:batch_dims].numel(), shape[batch_dims], shape[batch_dims + 1 :].numel(), levels
     return tensors, "float64" if work == torch.float64 else "float32", sizes

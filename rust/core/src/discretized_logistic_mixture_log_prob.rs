@@ -200,6 +200,7 @@ impl Kernel for Forward<'_> {
                 let (mut most_logit, mut most_score) = (V::splat(f32::MIN), V::splat(f32::MIN));
                 let mut m = 0;
                 while m < data.components {
+                    pixels.expect_next(&data, m);
                     let [logit, linear, ratio] = likelihood(&data, &levels, &pixels, m);
                     let score = logit.add(linear);
                     (most_logit, most_score) = (most_logit.at_least(logit), most_score.at_least(score));

@@ -190,7 +190,13 @@ impl<'a> Plan<'a> {
         let size = self.rows * self.depth * self.columns.min(UNIT) * self.draws.samples;
         let work = &work;
         let ranges = threads::pieces(self.slabs() * self.pieces, GRAIN.div_ceil(size.max(1)), threads);
-        threads::run(ranges.into_iter().map(|range| move || work(range)).collect());
+        let tasks = ranges.into_iter().map(|range| {
+            move || {
+                work(range);
+                simd::streamed();
+            }
+        });
+        threads::run(tasks.collect());
     }
 
     /// The blocks of rows of a job.

@@ -8,6 +8,7 @@ mod avx2;
 mod avx512;
 mod exp;
 mod lanes;
+mod memory;
 mod peak;
 mod portable;
 pub mod special;
@@ -17,6 +18,7 @@ use std::sync::OnceLock;
 
 pub use exp::{exp, exp_m1_negative_abs, exp_negative_abs};
 pub use lanes::{Kernel, Lanes};
+pub use memory::{Aligned, LINE, prefetch, stream, streamed};
 pub use peak::multiply_add_peak;
 pub use two::Two;
 
@@ -50,28 +52,6 @@ impl Level {
     pub fn from_name(name: &str) -> Option<Self> {
         ALL.into_iter().find(|level| level.name() == name)
     }
-}
-
-/// A buffer that begins where a vector of any level may: none of its vectors lies on two lines of the cache.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-pub struct Aligned<T>(pub T);
-
-/// Asks for a slice that will soon be read: the processor's own guesses end with every page.
-#[inline(always)]
-pub fn prefetch<T>(values: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let (start, mut at) = (values.as_ptr().cast::<i8>(), 0);
-        while at < size_of_val(values) {
-            // SAFETY: inside the slice; a prefetch has no effect that could be seen.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(at)) };
-            at += 64;
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
 }
 
 /// The best level this processor has.

@@ -1,7 +1,11 @@
-//! Sharing work between threads: scoped threads, started for one call, so nothing outlives a call or a `fork`.
+//! Sharing work between threads.
+
+mod pool;
 
 use std::ops::Range;
-use std::thread;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Mutex, PoisonError};
+use std::{mem, thread};
 
 /// Cuts `0..items` into at most `threads` contiguous ranges of nearly equal size, none below `grain` items
 /// (except when there is only one). No items, no ranges.
@@ -22,26 +26,36 @@ pub fn pieces(items: usize, grain: usize, threads: usize) -> Vec<Range<usize>> {
         .collect()
 }
 
-/// Runs every task, the first on the calling thread and each other on a thread of its own; returns their results
-/// in order. Tasks own the disjoint slices they write.
+/// Runs every task, on the calling thread and as many others as there are more tasks; returns their results in order.
+/// Tasks own the disjoint slices they write. A panic of one goes on in the caller, when all have ended.
 pub fn run<T: Send, F: FnOnce() -> T + Send>(tasks: Vec<F>) -> Vec<T> {
-    let mut tasks = tasks.into_iter();
-    let Some(first) = tasks.next() else { return Vec::new() };
-    thread::scope(|scope| {
-        let others: Vec<_> = tasks.map(|task| scope.spawn(task)).collect();
-        let mut results = vec![first()];
-        for other in others {
-            match other.join() {
-                Ok(result) => results.push(result),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
+    let slots: Vec<_> = tasks.into_iter().map(|task| Mutex::new(Slot::Waiting(task))).collect();
+    pool::each(slots.len(), &|number| {
+        let mut slot = slots[number].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Slot::Waiting(task) = mem::replace(&mut *slot, Slot::Taken) {
+            *slot = Slot::Done(catch_unwind(AssertUnwindSafe(task)));
         }
-        results
-    })
+    });
+    let results = slots.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
+    results
+        .filter_map(|slot| match slot {
+            Slot::Done(Ok(result)) => Some(result),
+            Slot::Done(Err(panic)) => resume_unwind(panic),
+            Slot::Waiting(_) | Slot::Taken => None,
+        })
+        .collect()
+}
+
+enum Slot<T, F> {
+    Waiting(F),
+    Taken,
+    Done(thread::Result<T>),
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -62,5 +76,32 @@ mod tests {
     #[test]
     fn results_come_back_in_order() {
         assert_eq!(run((0..5).map(|i| move || i * i).collect()), vec![0, 1, 4, 9, 16]);
+    }
+
+    #[test]
+    fn calls_within_calls_and_from_many_threads_end() {
+        let inner = |i: usize| run((0..2).map(|j| move || i + j).collect()).iter().sum::<usize>();
+        let sum = |n: usize| run((0..n).map(|i| move || inner(i)).collect());
+        thread::scope(|scope| {
+            for n in 0..20 {
+                scope.spawn(move || assert_eq!(sum(n), (0..n).map(|i| 2 * i + 1).collect::<Vec<_>>()));
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_after_the_others_ended() {
+        let ended = AtomicUsize::new(0);
+        let tasks = (0..4).map(|i| {
+            let ended = &ended;
+            move || {
+                assert!(i != 1, "task {i}");
+                ended.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let panic = catch_unwind(AssertUnwindSafe(|| run(tasks.collect()))).unwrap_err();
+        assert_eq!(panic.downcast_ref::<String>().map(String::as_str), Some("task 1"));
+        assert_eq!(ended.into_inner(), 3);
+        assert_eq!(run(vec![|| 7]), vec![7]);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{CHANNELS, MOST_LANES, Mixture};
 use crate::logistic::{Cell, Levels, Parts};
-use crate::simd::{Lanes, exp_negative_abs};
+use crate::simd::{Lanes, exp_negative_abs, prefetch};
 
 /// Neighbouring pixels of an image, one a lane.
 pub struct Pixels<V> {
@@ -44,6 +44,25 @@ impl<V: Lanes> Pixels<V> {
             levels.cell(load(data.x, start + 2 * data.pixels, count)),
         ];
         Self { count, image, pixel, cells }
+    }
+
+    /// Asks for a component's parameters at the next pixels of the image. They lie a whole image apart from each other,
+    /// more places than the processor follows by itself.
+    #[inline(always)]
+    pub fn expect_next(&self, data: &Mixture<f32>, m: usize) {
+        let pixel = self.pixel + V::COUNT;
+        if pixel >= data.pixels {
+            return;
+        }
+        prefetch(&data.logits[(self.image * data.components + m) * data.pixels + pixel..][..1]);
+        let mut channel = 0;
+        while channel < CHANNELS {
+            let at = ((self.image * CHANNELS + channel) * data.components + m) * data.pixels + pixel;
+            prefetch(&data.means[at..][..1]);
+            prefetch(&data.log_scales[at..][..1]);
+            prefetch(&data.coefficients[at..][..1]);
+            channel += 1;
+        }
     }
 
     /// A component's logits.

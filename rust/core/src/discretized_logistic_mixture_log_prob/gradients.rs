@@ -84,6 +84,7 @@ impl Kernel for Backward<'_> {
                 let mut most = [V::splat(f32::MIN); 2];
                 let mut m = 0;
                 while m < data.components {
+                    pixels.expect_next(&data, m);
                     let one = component(&data, &levels, &pixels, m);
                     let score = one.logit.add(one.linear);
                     most = [most[0].at_least(one.logit), most[1].at_least(score)];

@@ -5,8 +5,11 @@ use std::mem::MaybeUninit;
 
 use super::number::Number;
 use super::{UNIT, Unit};
-use crate::simd::prefetch;
+use crate::simd::{LINE, prefetch, stream};
 use crate::{Error, Result};
+
+/// Bytes of a result beyond which it is not found in a cache later.
+const STREAM: usize = 8 << 20;
 
 /// Where the elements of `[examples, segments, inner]` lie; the elements of a segment lie side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,7 +158,7 @@ impl<'a, T: Number> Gradients<'a, T> {
                 super::expect("dmoments", moments.len(), 2 * size)?;
                 let layout = Layout { example_stride: 2 * like.columns(), segment_stride: 2 * like.inner, ..like };
                 let memory = Shared::new(moments);
-                Ok([0, like.inner].map(|start| Target { memory, start, layout }))
+                Ok([0, like.inner].map(|start| Target::new(memory, start, layout)))
             }
         }
     }
@@ -167,17 +170,30 @@ pub(super) struct Target<'a, T> {
     memory: Shared<'a, T>,
     start: usize,
     layout: Layout,
+    /// Whether it is written past the caches.
+    streams: bool,
 }
 
 impl<'a, T: Number> Target<'a, T> {
+    fn new(memory: Shared<'a, T>, start: usize, layout: Layout) -> Self {
+        let steps = [layout.inner, layout.example_stride, layout.segment_stride].map(|step| step * size_of::<T>());
+        let lines = memory.start.align_offset(LINE) == 0
+            && (start * size_of::<T>()).is_multiple_of(LINE)
+            && steps.iter().all(|step| step.is_multiple_of(LINE));
+        Self { memory, start, layout, streams: lines && memory.length * size_of::<T>() > STREAM }
+    }
+
     /// Rows without gaps, from `start` on.
     pub(super) fn rows(memory: Shared<'a, T>, start: usize, like: Layout) -> Self {
-        Self { memory, start, layout: like.contiguous() }
+        Self::new(memory, start, like.contiguous())
     }
 
     /// Asks for the memory that [`Self::write`] of this unit will write.
     #[inline(always)]
     pub(super) fn expect(&self, unit: &Unit) {
+        if self.streams {
+            return;
+        }
         self.layout.stretches(
             unit,
             #[inline(always)]
@@ -198,6 +214,10 @@ impl<'a, T: Number> Target<'a, T> {
                 // SAFETY: the caller's promise.
                 let to = unsafe { self.memory.slice(self.start + to, length) };
                 let from = &buffer[from..][..length];
+                if self.streams {
+                    stream(from, to);
+                    return;
+                }
                 let mut at = 0;
                 while at < length {
                     to[at] = from[at];
