@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
 
 from ferrovae.nn import GroupedResidualVQ, HierarchicalVQ, ResidualVQ
 from ferrovae.nn.quantizers.straight_through import rotate_to
@@ -260,6 +261,36 @@ def test_a_shared_codebook_is_saved_once_and_loads():
     other.load_state_dict(once, strict=True)
     assert torch.equal(other.codebooks, layer.codebooks)
     assert len({codes.data_ptr() for codes in (stage.codebook for stage in other.layers)}) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"codebook_dim": 5}, {"learnable_codebook": True, "ema_update": False}, {"groups": 2}]
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_safetensors_saves_and_loads_a_shared_codebook(options, nested, tmp_path):
+    def fresh():
+        kind = GroupedResidualVQ if "groups" in options else ResidualVQ
+        layer = kind(dim=DIM, num_quantizers=12, codebook_size=SIZE, shared_codebook=True, **options)
+        return torch.nn.ModuleDict({"encoder": torch.nn.Linear(3, DIM), "vq": layer}) if nested else layer
+
+    one, two = fresh(), fresh()
+    (one["vq"] if nested else one)(torch.randn(2, 9, DIM))
+    path = tmp_path / "layer.safetensors"
+    save_model(one, path)
+    assert len([name for name in load_file(path) if name.endswith("embed")]) == options.get("groups", 1)
+    assert load_model(two, path) == (set(), [])
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(two.state_dict()[name], tensor), name
+    three = fresh()
+    three.load_state_dict(load_file(path), strict=True)
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(three.state_dict()[name], tensor), name
+    rest = {name: tensor for name, tensor in load_file(path).items() if not name.endswith("embed")}
+    with pytest.raises(RuntimeError, match="Missing key"):
+        fresh().load_state_dict(rest, strict=True)
+    save_file(rest, path)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load_model(fresh(), path)
 
 
 def test_k_means_of_each_stage_starts_from_what_is_left():
