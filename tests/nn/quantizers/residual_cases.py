@@ -121,8 +121,8 @@ DIFFERENT: dict[str, list[Case]] = {
     "a beam and networks that make codes: upstream raises; `test_a_beam_with_one_sample_at_a_time`": [
         *_each("beam", BEAMS, codes="implicit"),
     ],
-    "a beam that starts from k-means, or moves codes with the batch, or wants diverse codes: upstream takes samples for "
-    "codebooks or sequences for positions; `test_a_beam_takes_all_its_sequences_for_rows`": [
+    "a beam and k-means, affine moments or diversity: upstream takes samples for codebooks; "
+    "`test_a_beam_takes_all_its_sequences_for_rows`": [
         *_each("beam", BEAMS, start="k-means"),
         *_each("beam", BEAMS, codes="affine"),
         *_each("beam", BEAMS, regularizer="diversity"),
@@ -133,11 +133,12 @@ DIFFERENT: dict[str, list[Case]] = {
     "drawn beams: the draws are not those of one code and cannot be handed over": [
         *_each("beam", BEAMS, draws="stochastic"),
     ],
-    "affine moments of a frozen codebook stand still, and dead codes become the rows looked up; tests of VectorQuantize": [
+    "affine moments of a frozen codebook, and dead codes: they stand still, and become the rows looked up; "
+    "`test_vector_quantize_defects`": [
         {"codes": "affine", "call": "frozen"},
         {"codes": "affine", "dead": "replaced"},
     ],
-    "a shared codebook with its own optimizer: upstream never takes its step; `test_a_shared_codebook_steps_in_place`": [
+    "a shared codebook with an optimizer: upstream takes no step; `test_a_shared_codebook_steps_in_place`": [
         {"codes": "in place", "shared": "yes"},
     ],
 }
@@ -156,6 +157,8 @@ NOISE_OF_OTHERS = [
 EXCLUDED = [*REFUSED, *chain(*DIFFERENT.values()), *NOISE_OF_OTHERS]
 LEVELS = {name: tuple(levels) for name, levels in chain(OPTIONS.items(), CALLS.items())}
 CASES = pairwise_cases(LEVELS, EXCLUDED)
+# The same pairs in other company.
+OTHERS = pairwise_cases({name: LEVELS[name][::-1] for name in reversed(LEVELS)}, EXCLUDED)
 
 
 def options_of(case: Case) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from nn.quantizers.residual_cases import (
     CASES,
     DIM,
     LENGTH,
+    OTHERS,
     STAGES,
     TEMPERATURE,
     Differences,
@@ -327,11 +328,15 @@ def assert_same_state(ours, theirs, what):
         )
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=[] if n < FAST else [pytest.mark.slow], id=name_of(c)) for n, c in enumerate(CASES)]
-)
-def test_a_case(number, draws):
-    check(CASES[number], draws)
+@pytest.mark.parametrize("case", CASES[:FAST], ids=name_of)
+def test_a_case(case, draws):
+    check(case, draws)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES[FAST:] + OTHERS, ids=name_of)
+def test_another_case(case, draws):
+    check(case, draws)
 
 
 def check(case, draws):

@@ -262,7 +262,13 @@ class ResidualVQ(QuantizerDropout):
             rand_quantize_dropout_fixed_seed,
         )
         apply_updates(updates, self._sum_over_ranks)
+        self.update_in_place_optimizer(freeze_codebook)
         return outputs
+
+    def update_in_place_optimizer(self, freeze_codebook: bool = False) -> None:
+        """In training, let the optimizer of a shared codebook take its step, from the gradients of all stages."""
+        if self.shared_codebook and self.training and not (freeze_codebook or self._frozen()):
+            self._stages()[0].update_in_place_optimizer()
 
     def quantize(
         self,
