@@ -141,6 +141,21 @@ DIFFERENT: dict[str, list[Case]] = {
     "a shared codebook with an optimizer: upstream takes no step; `test_a_shared_codebook_steps_in_place`": [
         {"codes": "in place", "shared": "yes"},
     ],
+    "dead codes of a codebook with an optimizer: they stay the rows that they became, upstream moves them on; "
+    "`test_dead_codes_come_after_the_step_in_place`": [
+        {"codes": "in place", "dead": "replaced"},
+    ],
+    "losses of all learnt codes: upstream takes them, or their gradients, after dead codes are replaced; "
+    "`test_orthogonality_is_of_the_codes_looked_up`, `test_gradients_are_those_at_the_codes_looked_up`": [
+        {"codes": codes, "dead": "replaced", **late}
+        for codes in LEARNT_CODES
+        for late in (
+            {"regularizer": "diversity"},
+            {"regularizer": "orthogonal"},
+            {"regularizer": "orthogonal active"},
+            {"commitment": "cross-entropy"},
+        )
+    ],
 }
 # Where upstream has to be asked without padding, whose noise is then other rows' noise.
 NOISE_OF_OTHERS = [
@@ -191,9 +206,15 @@ class Differences:
     def moved(case: Case) -> bool:
         """Values are wanted of the codes as looked up, and the library takes them after the codes moved."""
         moves = case["codes"] in ("ema", "slow", "affine") or (case["codes"] == "manual" and case["shared"] == "yes")
+        moves = moves or (case["dead"] == "replaced" and case["codes"] not in LEARNT_CODES)
         moves = moves and case["beam"] == "none"
         late = case["regularizer"] != "none" or case["commitment"] == "cross-entropy" or case["draws"] == "soft"
         return moves and (late or case["call"] == "all codes")
+
+    @staticmethod
+    def decoded_late(case: Case) -> bool:
+        """The library gives the codes after the step, not those that were used."""
+        return Differences.moved(case) or case["beam"] != "none" or case["dead"] == "replaced"
 
     @staticmethod
     def single(case: Case) -> bool:

@@ -108,6 +108,57 @@ def test_a_beam_with_soft_gradients():
     same(dict(ours.state_dict()), dict(plain.state_dict()))
 
 
+def test_dead_codes_come_after_the_step_in_place():
+    """They are rows of the batch, and not moved from there by the step that they were too few for."""
+    theirs, ours = pair(
+        threshold_ema_dead_code=1.5,
+        in_place_codebook_optimizer=lambda parameters: torch.optim.SGD(parameters, 5.0),
+        **LEARNT,
+    )
+    x = torch.randn(2, 9, DIM)
+    for layer, right in ((theirs, False), (ours, True)):
+        layer(x)
+        book = layer.layers[0]._codebook
+        fresh = book.embed.detach()[book.cluster_size == 1.5]
+        assert len(fresh) > 2
+        assert (torch.cdist(fresh, x.flatten(0, 1)).amin(-1) < 1e-3).all() == right
+
+
+@pytest.mark.parametrize("options", [{}, LEARNT])
+def test_orthogonality_is_of_the_codes_looked_up(options):
+    theirs, ours = pair(
+        orthogonal_reg_weight=0.5, threshold_ema_dead_code=1.5, commitment_weight=0.0, decay=0.5, **options
+    )
+    codes = normalize(ours.codebooks.detach().clone(), dim=-1)
+    due = 0.5 * ((codes @ codes.mT).square().mean((1, 2)) - 1 / SIZE)
+    x = torch.randn(2, 9, DIM)
+    same(ours(x)[2], due)
+    assert not torch.allclose(theirs(x)[2], due, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"implicit_neural_codebook": True},
+        {"commitment_use_cross_entropy_loss": True, **LEARNT},
+        {"codebook_diversity_loss_weight": 1.0, "codebook_diversity_temperature": 1.0, **LEARNT},
+    ],
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_gradients_are_those_at_the_codes_looked_up(options, shared):
+    """Replacing dead codes, before the backward pass, changes none of them."""
+    results = []
+    for threshold in (0.0, 1.5):
+        layer = pair(threshold_ema_dead_code=threshold, shared_codebook=shared, **options)[1]
+        x = torch.randn(2, 9, DIM, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        before = layer.codebooks.detach().clone()
+        quantized, _, losses = layer(x)
+        assert torch.equal(layer.codebooks, before) == (threshold == 0)
+        ((quantized * torch.linspace(-1, 1, DIM)).sum() + losses.sum()).backward()
+        results.append([x.grad] + [parameter.grad for parameter in layer.parameters() if parameter.grad is not None])
+    same(*results)
+
+
 @pytest.mark.parametrize("kind", ["ResidualVQ", "GroupedResidualVQ"])
 def test_a_shared_codebook_steps_in_place(kind):
     """Once a step, with the gradients of all stages at the codes that they saw."""

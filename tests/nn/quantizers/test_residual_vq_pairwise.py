@@ -207,10 +207,12 @@ class Peer:
                 self._learn(visible, results["indices"], inside.get("mask"))
         else:
             results = self._run(self.layer, visible, inside)
-        if Differences.moved(case):
-            results = self._run(before, visible, {**inside, "freeze_codebook": True})
+        still = None
+        if Differences.moved(case) or ("return_all_codes" in call and case["start"] == "k-means"):
+            still = self._run(before, visible, {**inside, "freeze_codebook": True})
+        results = still if still is not None and Differences.moved(case) else results
         if "return_all_codes" in call:
-            stays = before if Differences.moved(case) or case["beam"] != "none" else self.layer
+            stays = before if Differences.decoded_late(case) else self.layer
             found = results["indices"] if hasattr(stays, "rvqs") else [results["indices"]]
             codes = tuple(
                 stack.get_codes_from_indices(part).detach() for stack, part in zip(stacks(stays), found, strict=True)
