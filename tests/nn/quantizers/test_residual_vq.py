@@ -342,6 +342,26 @@ def test_hierarchy_drops_its_last_levels_and_pools_visible_positions():
         HierarchicalVQ(dim=4, codebook_size=8, scales=(4, 2))
 
 
+def test_a_level_sees_the_shared_codebook_after_the_level_before():
+    torch.manual_seed(0)
+    options = {"kmeans_init": False, "threshold_ema_dead_code": 0, "decay": 0.5, "quant_resi": 0.0}
+    layer = HierarchicalVQ(dim=4, codebook_size=5, scales=(2, 8), **options)
+    x = torch.randn(3, 4, 8)
+    book = layer.vq.codebook.double().clone()
+    pooled = x.double().unflatten(2, (2, 4)).mean(-1).mT
+    first = torch.cdist(pooled, book.expand(3, -1, -1)).argmin(-1)
+    upsampled = torch.nn.functional.interpolate(book[first].mT, size=8, mode="linear", align_corners=False)
+    counts = 0.5 + 0.5 * torch.bincount(first.flatten(), minlength=5)
+    sums = 0.5 * book + 0.5 * torch.zeros(5, 4).double().index_add(0, first.flatten(), pooled.flatten(0, 1))
+    moved = sums / counts[:, None]
+    rows = (x.double() - upsampled).mT
+    second = torch.cdist(rows, moved.expand(3, -1, -1)).argmin(-1)
+    assert not torch.equal(second, torch.cdist(rows, book.expand(3, -1, -1)).argmin(-1))
+    indices = layer(x)[1]
+    assert torch.equal(indices[0], first)
+    assert torch.equal(indices[1], second)
+
+
 @pytest.mark.slow
 def test_a_hierarchy_is_one_graph():
     options = {"dim": 4, "codebook_size": 3, "scales": (1, 2, 4), "nested_dropout": 0.5}
