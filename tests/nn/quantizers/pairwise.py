@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 
 Case = dict[str, str]
+Level = tuple[str, str]
 
 
 def pairwise_cases(factors: Mapping[str, Sequence[str]], excluded: Iterable[Case] = ()) -> list[Case]:
@@ -15,42 +16,55 @@ def pairwise_cases(factors: Mapping[str, Sequence[str]], excluded: Iterable[Case
     excluded: combinations of levels that no case may hold. Greedy, and so not the smallest number of cases; the same
     for the same arguments.
     """
-    banned = [frozenset(part.items()) for part in excluded]
+    place = {name: number for number, name in enumerate(factors)}
+    banned: dict[Level, list[Case]] = {}
+    for part in excluded:
+        for level in part.items():
+            banned.setdefault(level, []).append(part)
 
-    def allowed(case: Case) -> bool:
-        items = case.items()
-        return not any(part <= items for part in banned)
+    def pair(one: Level, two: Level) -> tuple[Level, Level]:
+        return (one, two) if place[one[0]] < place[two[0]] else (two, one)
+
+    def allowed(case: Case, new: Level) -> bool:
+        """Whether a case that is allowed stays so with one more level."""
+        name, level = new
+        return not any(
+            all(value == (level if other == name else case.get(other)) for other, value in part.items())
+            for part in banned.get(new, ())
+        )
 
     def completed(case: Case) -> Case | None:
         """The case with a level for the factors that have none: those that cover the most, depth first."""
-        missing = [name for name in factors if name not in case]
-        if not missing:
+        name = next((name for name in factors if name not in case), None)
+        if name is None:
             return case
-        name = missing[0]
-        levels = [level for level in factors[name] if allowed({**case, name: level})]
-        gains = {level: sum(frozenset([(name, level), item]) in due for item in case.items()) for level in levels}
+        gains = {
+            level: sum(pair((name, level), item) in due for item in case.items())
+            for level in factors[name]
+            if allowed(case, (name, level))
+        }
         # A tie goes to the level that still has the most pairs to come.
-        for level in sorted(levels, key=lambda level: (-gains[level], -left[name, level])):
+        for level in sorted(gains, key=lambda level: (-gains[level], -left[name, level])):
             found = completed({**case, name: level})
             if found is not None:
                 return {name: found[name] for name in factors}
         return None
 
-    due: dict[frozenset[tuple[str, str]], None] = {}
-    for one, two in combinations(factors, 2):
-        for first in factors[one]:
-            for second in factors[two]:
-                if allowed({one: first, two: second}):
-                    due[frozenset([(one, first), (two, second)])] = None
-    left = Counter(item for pair in due for item in pair)
+    due = {
+        ((one, first), (two, second)): None
+        for one, two in combinations(factors, 2)
+        for first, second in product(factors[one], factors[two])
+        if allowed({}, (one, first)) and allowed({one: first}, (two, second))
+    }
+    left = Counter(level for levels in due for level in levels)
     cases = []
     while due:
-        pair = next(iter(due))
-        case = completed(dict(pair))
+        first = next(iter(due))
+        case = completed(dict(first))
         if case is not None:
             cases.append(case)
         # A pair that no case holds is excluded by larger combinations.
-        for held in [pair] if case is None else map(frozenset, combinations(case.items(), 2)):
+        for held in [first] if case is None else list(combinations(case.items(), 2)):
             if held in due:
                 del due[held]
                 left.subtract(held)

@@ -130,7 +130,7 @@ DIFFERENT: dict[str, list[Case]] = {
     "a beam with soft gradients: upstream raises; `test_a_beam_with_soft_gradients`": [
         *_each("beam", BEAMS, draws="soft"),
     ],
-    "drawn beams: the draws are not those of one code and cannot be handed over": [
+    "drawn beams: their draws cannot be handed over; `test_a_beam_of_cold_draws`": [
         *_each("beam", BEAMS, draws="stochastic"),
     ],
     "affine moments of a frozen codebook, and dead codes: they stand still, and become the rows looked up; "
@@ -191,7 +191,13 @@ def name_of(case: Case) -> str:
 
 
 class Differences:
-    """Which cases are compared in another way, because the library's value is wrong there."""
+    """Which cases are compared in another way, because the library's value is wrong there.
+
+    Besides, `test_residual_vq_pairwise` asks it so that: image maps are tokens, as it raises on them; a frozen
+    codebook that is shared does not move; a shared one replaces dead codes once a step; DiVeQ adds no noise and affine
+    moments stand still in eval mode; codes of affine codebooks are compared with what they add up to; every stage of a
+    beam learns from its own residuals, where the library takes the wrong axis and moves the first stage's only.
+    """
 
     @staticmethod
     def padding(case: Case) -> bool:

@@ -108,6 +108,16 @@ def test_a_beam_with_soft_gradients():
     same(dict(ours.state_dict()), dict(plain.state_dict()))
 
 
+def test_a_beam_of_cold_draws():
+    """Where one sequence holds all the probability, drawing changes nothing."""
+    theirs, ours = pair(beam_size=2, stochastic_sample_codes=True, sample_codebook_temp=1e-6)
+    x = torch.randn(2, 9, DIM)
+    for one, two in zip(ours(x), theirs(x), strict=True):
+        same(one, two)
+    warm = [ours(x, sample_codebook_temp=1.0, freeze_codebook=True)[1] for _ in range(2)]
+    assert not torch.equal(*warm)
+
+
 def test_dead_codes_come_after_the_step_in_place():
     """They are rows of the batch, and not moved from there by the step that they were too few for."""
     theirs, ours = pair(
