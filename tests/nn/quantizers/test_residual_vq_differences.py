@@ -197,6 +197,13 @@ def test_a_shared_codebook_steps_in_place(kind):
     same(stack.codebooks[0].detach(), before - 0.1 * gradient)
     assert stack.layers[0]._codebook.embed.grad is None
     same((theirs.rvqs[0] if options else theirs).codebooks[0].detach(), before)
+    if not options:  # unless it is left to the caller
+        manual = {"in_place_codebook_optimizer": lambda parameters: torch.optim.SGD(parameters, 0.1), **LEARNT}
+        layer = pair(shared_codebook=True, manual_in_place_optimizer_update=True, **manual)[1]
+        layer(x)
+        assert torch.equal(layer.codebooks[0], before)
+        layer.layers[0].update_in_place_optimizer()
+        same(layer.codebooks[0].detach(), before - 0.1 * gradient)
 
 
 def test_a_frozen_shared_codebook_stays():

@@ -88,7 +88,7 @@ class GroupedResidualVQ(GroupedResidual):
             updates += learnt
         apply_updates(updates, self._sum_over_ranks)
         for rvq in self._stacks():
-            rvq.update_in_place_optimizer(freeze_codebook)
+            rvq.step_in_place(freeze_codebook)
         quantized, *rest = zip(*results, strict=True)
         joined = self.join(quantized, grid)
         if targets[0] is not None:

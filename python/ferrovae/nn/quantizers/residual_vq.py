@@ -134,6 +134,7 @@ class ResidualVQ(QuantizerDropout):
         self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
         self.implicit_neural_codebook = implicit_neural_codebook
         self.shared_codebook = shared_codebook
+        self._steps_in_place = shared_codebook and not vq_kwargs.get("manual_in_place_optimizer_update")
         self.diveq = diveq
         self.codebook_sizes = sizes
         self.uniform_codebook_size = len(set(sizes)) == 1
@@ -262,12 +263,15 @@ class ResidualVQ(QuantizerDropout):
             rand_quantize_dropout_fixed_seed,
         )
         apply_updates(updates, self._sum_over_ranks)
-        self.update_in_place_optimizer(freeze_codebook)
+        self.step_in_place(freeze_codebook)
         return outputs
 
-    def update_in_place_optimizer(self, freeze_codebook: bool = False) -> None:
-        """In training, let the optimizer of a shared codebook take its step, from the gradients of all stages."""
-        if self.shared_codebook and self.training and not (freeze_codebook or self._frozen()):
+    def step_in_place(self, freeze_codebook: bool = False) -> None:
+        """In training, let the optimizer of a shared codebook take its step, from the gradients of all stages.
+
+        `forward` does, but with `manual_in_place_optimizer_update`.
+        """
+        if self._steps_in_place and self.training and not (freeze_codebook or self._frozen()):
             self._stages()[0].update_in_place_optimizer()
 
     def quantize(
