@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
 
 from ferrovae.nn import GroupedResidualVQ, HierarchicalVQ, ResidualVQ
 from ferrovae.nn.quantizers.straight_through import rotate_to
@@ -262,6 +263,36 @@ def test_a_shared_codebook_is_saved_once_and_loads():
     assert len({codes.data_ptr() for codes in (stage.codebook for stage in other.layers)}) == 1
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"codebook_dim": 5}, {"learnable_codebook": True, "ema_update": False}, {"groups": 2}]
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_safetensors_saves_and_loads_a_shared_codebook(options, nested, tmp_path):
+    def fresh():
+        kind = GroupedResidualVQ if "groups" in options else ResidualVQ
+        layer = kind(dim=DIM, num_quantizers=12, codebook_size=SIZE, shared_codebook=True, **options)
+        return torch.nn.ModuleDict({"encoder": torch.nn.Linear(3, DIM), "vq": layer}) if nested else layer
+
+    one, two = fresh(), fresh()
+    (one["vq"] if nested else one)(torch.randn(2, 9, DIM))
+    path = tmp_path / "layer.safetensors"
+    save_model(one, path)
+    assert len([name for name in load_file(path) if name.endswith("embed")]) == options.get("groups", 1)
+    assert load_model(two, path) == (set(), [])
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(two.state_dict()[name], tensor), name
+    three = fresh()
+    three.load_state_dict(load_file(path), strict=True)
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(three.state_dict()[name], tensor), name
+    rest = {name: tensor for name, tensor in load_file(path).items() if not name.endswith("embed")}
+    with pytest.raises(RuntimeError, match="Missing key"):
+        fresh().load_state_dict(rest, strict=True)
+    save_file(rest, path)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load_model(fresh(), path)
+
+
 def test_k_means_of_each_stage_starts_from_what_is_left():
     torch.manual_seed(0)
     layer = stack(kmeans_init=True)
@@ -309,6 +340,26 @@ def test_hierarchy_drops_its_last_levels_and_pools_visible_positions():
     assert held.all()
     with pytest.raises(ValueError, match="HierarchicalVQ: scales"):
         HierarchicalVQ(dim=4, codebook_size=8, scales=(4, 2))
+
+
+def test_a_level_sees_the_shared_codebook_after_the_level_before():
+    torch.manual_seed(0)
+    options = {"kmeans_init": False, "threshold_ema_dead_code": 0, "decay": 0.5, "quant_resi": 0.0}
+    layer = HierarchicalVQ(dim=4, codebook_size=5, scales=(2, 8), **options)
+    x = torch.randn(3, 4, 8)
+    book = layer.vq.codebook.double().clone()
+    pooled = x.double().unflatten(2, (2, 4)).mean(-1).mT
+    first = torch.cdist(pooled, book.expand(3, -1, -1)).argmin(-1)
+    upsampled = torch.nn.functional.interpolate(book[first].mT, size=8, mode="linear", align_corners=False)
+    counts = 0.5 + 0.5 * torch.bincount(first.flatten(), minlength=5)
+    sums = 0.5 * book + 0.5 * torch.zeros(5, 4).double().index_add(0, first.flatten(), pooled.flatten(0, 1))
+    moved = sums / counts[:, None]
+    rows = (x.double() - upsampled).mT
+    second = torch.cdist(rows, moved.expand(3, -1, -1)).argmin(-1)
+    assert not torch.equal(second, torch.cdist(rows, book.expand(3, -1, -1)).argmin(-1))
+    indices = layer(x)[1]
+    assert torch.equal(indices[0], first)
+    assert torch.equal(indices[1], second)
 
 
 @pytest.mark.slow

@@ -66,7 +66,8 @@ class AffineCodebook(Codebook):
         # A copy, because the moving averages and dead codes write into `embed` before the backward pass.
         codes = codes if self.vq_bridge is not None else codes.clone()
         moved = (codes - self.codebook_mean) * self._scale() + self.batch_mean
-        return torch.where(self.codebook_mean_needs_init, codes, moved)
+        # Another copy: the next observation, of a later stage or batch, may come before the backward pass too.
+        return torch.where(self.codebook_mean_needs_init.clone(), codes, moved)
 
     @torch.no_grad()
     def observe(self, x: Tensor, valid: Callable[[], Tensor]) -> None:

@@ -87,6 +87,8 @@ class GroupedResidualVQ(GroupedResidual):
             results.append(outputs)
             updates += learnt
         apply_updates(updates, self._sum_over_ranks)
+        for rvq in self._stacks():
+            rvq.step_in_place(freeze_codebook)
         quantized, *rest = zip(*results, strict=True)
         joined = self.join(quantized, grid)
         if targets[0] is not None:

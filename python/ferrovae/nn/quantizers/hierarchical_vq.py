@@ -288,6 +288,7 @@ class HierarchicalVQ(QuantizerDropout):
         """
         shape, stage = self.level_shapes[level], self.get_vq(level)
         pooled, held = self.pool_residual(residual, shape, visible)
+        # If shared, one all-reduce a level: the next is looked up with codes that hold all ranks' rows of this one.
         stage.updates = None if self.vq is not None else updates
         try:
             codes, indices, loss = stage(

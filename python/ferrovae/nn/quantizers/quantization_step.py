@@ -83,9 +83,11 @@ class QuantizationStep:
         warm = isinstance(self.temperature, Tensor) or self.temperature > 0
         self.draws = options.stochastic and training and warm
         self.softens = options.soft and training and warm
-        # What is differentiated through distances needs the codes as they are now.
-        self.keeps_codes = keeps_scores or (
-            training and (options.soft or options.diversity_weight > 0 or options.commitment_cross_entropy)
+        # What is differentiated through distances, or computed again in the backward pass, needs the codes as they are.
+        self.keeps_codes = (
+            keeps_scores
+            or transform is not None
+            or (training and (options.soft or options.diversity_weight > 0 or options.commitment_cross_entropy))
         )
         book.start(self.exact, self._valid)
         if training and not freeze:
@@ -98,7 +100,7 @@ class QuantizationStep:
         temperature = self.temperature if self.draws else None
         self._own: TokenCodebooks | None = None
         if self.transform is not None:
-            self._own = TokenCodebooks(self.transform, codes, self.options.cosine)
+            self._own = TokenCodebooks(self.transform, self._codes, self.options.cosine)
             self.indices, self.codes = self._own.look_up(self.exact, topk=self.topk, temperature=temperature)
         else:
             self.indices = look_up(

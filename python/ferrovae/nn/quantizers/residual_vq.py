@@ -21,6 +21,7 @@ from ferrovae.nn.quantizers.residual_stages import StageCall, each_stage
 from ferrovae.nn.quantizers.residual_vq_options import stage_options
 from ferrovae.nn.quantizers.stack_update import ResidualStage, StageDropout, StageUpdate, apply_updates
 from ferrovae.nn.quantizers.straight_through import directional_reparam
+from ferrovae.nn.quantizers.strictness import loads_strictly
 from ferrovae.nn.quantizers.usage import CodebookUsage
 
 _DIRECT_VARIANCE = 5e-3
@@ -133,6 +134,7 @@ class ResidualVQ(QuantizerDropout):
         self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
         self.implicit_neural_codebook = implicit_neural_codebook
         self.shared_codebook = shared_codebook
+        self._steps_in_place = shared_codebook and not vq_kwargs.get("manual_in_place_optimizer_update")
         self.diveq = diveq
         self.codebook_sizes = sizes
         self.uniform_codebook_size = len(set(sizes)) == 1
@@ -261,7 +263,16 @@ class ResidualVQ(QuantizerDropout):
             rand_quantize_dropout_fixed_seed,
         )
         apply_updates(updates, self._sum_over_ranks)
+        self.step_in_place(freeze_codebook)
         return outputs
+
+    def step_in_place(self, freeze_codebook: bool = False) -> None:
+        """In training, let the optimizer of a shared codebook take its step, from the gradients of all stages.
+
+        `forward` does, but with `manual_in_place_optimizer_update`.
+        """
+        if self._steps_in_place and self.training and not (freeze_codebook or self._frozen()):
+            self._stages()[0].update_in_place_optimizer()
 
     def quantize(
         self,
@@ -381,9 +392,13 @@ class ResidualVQ(QuantizerDropout):
             )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """A shared codebook may be there once, under the first stage: formats that know no shared storage do so."""
+        """A shared codebook may be there once, under the first stage: formats that know no shared storage do so.
+
+        Loading that is not strict reports the other stages' keys as missing: `safetensors.torch.load_model` counts on
+        that, as for any tensor that stands under several keys.
+        """
         first = f"{prefix}layers.0._codebook."
-        if self.shared_codebook:
+        if self.shared_codebook and loads_strictly():
             for key in [key for key in state_dict if key.startswith(first)]:
                 for number in range(1, self.num_quantizers):
                     state_dict.setdefault(f"{prefix}layers.{number}._codebook.{key[len(first) :]}", state_dict[key])
