@@ -9,6 +9,7 @@ pub(crate) mod codebook;
 mod decide;
 mod distances;
 mod exact;
+mod few;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod integer;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -152,11 +153,16 @@ pub fn nearest_code_at<X: Row>(
         .chunks_exact(codes * dims)
         .map(|codebook| Head::new(level, metric, codebook, dims, (rows, count)))
         .collect();
+    if let [head @ Head { few: true, .. }] = &heads[..] {
+        // Threads share the codes.
+        search::search(level, head, &X::widen(x), count, out, threads);
+        return Ok(());
+    }
     share(shape, out, threads, |head, range, out| {
         let part = (CONVERTED / dims).max(1);
         let x = &x[range.start * dims..range.end * dims];
         for (x, out) in x.chunks(part * dims).zip(out.chunks_mut(part * count)) {
-            search::search(level, &heads[head], &X::widen(x), count, out);
+            search::search(level, &heads[head], &X::widen(x), count, out, 1);
         }
     });
     Ok(())
