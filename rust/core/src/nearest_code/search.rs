@@ -14,6 +14,8 @@ use crate::simd::Level;
 /// Floats of the rows treated together, and the most tiles of them.
 const CHUNK: usize = 64 * 1024;
 const MOST_TILES: usize = 32;
+/// Below this many rows a head that is not searched by [`few`] is searched in float64 at once.
+const FEW_ROWS: usize = 4;
 /// From this many rows on it pays to round the codes to integers.
 const MANY_ROWS: usize = 64;
 
@@ -31,7 +33,7 @@ pub(crate) struct Head<'a> {
 impl<'a> Head<'a> {
     /// For searches of so many rows, `count` codes each, with the kernels of `level`.
     pub fn new(level: Level, metric: Metric, codebook: &'a [f32], dims: usize, (rows, count): (usize, usize)) -> Self {
-        let few = few::pays(rows, count, dims);
+        let few = few::pays((rows, count), codebook.len() / dims, dims);
         Self::of(level, metric, codebook, dims, (rows, count), few)
     }
 
@@ -48,7 +50,7 @@ impl<'a> Head<'a> {
             return Self { metric, codebook, dims, prepared: None, few };
         }
         let group = if level >= Level::Avx512F { 8 } else { 4 };
-        let mut prepared = Prepared::new(metric, codebook, dims, group);
+        let mut prepared = (rows >= FEW_ROWS).then(|| Prepared::new(metric, codebook, dims, group)).flatten();
         let pays = level == Level::Avx512 && rows >= MANY_ROWS && count == 1;
         if let Some(prepared) = prepared.as_mut().filter(|_| pays) {
             prepared.integers = IntegerCodes::new::<8>(prepared);

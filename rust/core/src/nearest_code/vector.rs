@@ -38,7 +38,9 @@ pub(super) struct Portable([f32; 4]);
 impl Portable {
     #[inline(always)]
     fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
-        Self(std::array::from_fn(|lane| f(self.0[lane], other.0[lane])))
+        // Written out: a loop of closures is not always inlined.
+        let ([a, b, c, d], [e, g, h, i]) = (self.0, other.0);
+        Self([f(a, e), f(b, g), f(c, h), f(d, i)])
     }
 }
 
@@ -82,19 +84,36 @@ impl Vector for Portable {
 impl Floats for Portable {
     #[inline(always)]
     unsafe fn select_less(a: Self, b: Self, yes: Self, no: Self) -> Self {
-        Self(std::array::from_fn(|lane| if a.0[lane] < b.0[lane] { yes.0[lane] } else { no.0[lane] }))
+        let mut out = no.0;
+        let mut lane = 0;
+        while lane < 4 {
+            out[lane] = if a.0[lane] < b.0[lane] { yes.0[lane] } else { no.0[lane] };
+            lane += 1;
+        }
+        Self(out)
     }
 
     #[inline(always)]
     unsafe fn at_most(self, other: Self) -> u32 {
-        self.0.iter().zip(other.0).enumerate().fold(0, |bits, (lane, (a, b))| bits | (u32::from(*a <= b) << lane))
+        let (mut bits, mut lane) = (0, 0);
+        while lane < 4 {
+            bits |= u32::from(self.0[lane] <= other.0[lane]) << lane;
+            lane += 1;
+        }
+        bits
     }
 
     #[inline(always)]
     unsafe fn columns(from: *const f32, step: usize) -> [Self; 4] {
-        // SAFETY: the trait's contract on pointers.
-        let rows = unsafe { [0, 1, 2, 3].map(|row| from.add(row * step).cast::<[f32; 4]>().read_unaligned()) };
-        [0, 1, 2, 3].map(|c| Self(rows.map(|row| row[c])))
+        let mut columns = [[0.0; 4]; 4];
+        let mut row = 0;
+        while row < 4 {
+            // SAFETY: the trait's contract on pointers.
+            let [a, b, c, d] = unsafe { from.add(row * step).cast::<[f32; 4]>().read_unaligned() };
+            (columns[0][row], columns[1][row], columns[2][row], columns[3][row]) = (a, b, c, d);
+            row += 1;
+        }
+        [Self(columns[0]), Self(columns[1]), Self(columns[2]), Self(columns[3])]
     }
 }
 

@@ -6,6 +6,8 @@
 
 mod panel;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
@@ -29,12 +31,14 @@ const PACKING: usize = 8;
 /// This is the faster search up to so many rows, whose squares grow with D (measured for D = 4 to 256).
 const MOST_ROWS: usize = 144;
 const SQUARED_ROWS: usize = 200;
+/// Of fewer codes the mean is no small part of the work.
+const FEWEST_CODES: usize = 256;
 /// A panel must stay in the cache.
 const MOST_DIMS: usize = 1 << 12;
 
 /// Whether to search so for `count` codes of every row.
-pub(super) fn pays(rows: usize, count: usize, dims: usize) -> bool {
-    count == 1 && rows <= MOST_ROWS && rows * rows <= SQUARED_ROWS * dims && dims <= MOST_DIMS
+pub(super) fn pays((rows, count): (usize, usize), codes: usize, dims: usize) -> bool {
+    count == 1 && codes >= FEWEST_CODES && rows <= MOST_ROWS && rows * rows <= SQUARED_ROWS * dims && dims <= MOST_DIMS
 }
 
 /// A codebook as it came [K, D], and what is subtracted from codes.
