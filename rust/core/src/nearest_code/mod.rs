@@ -3,7 +3,8 @@
 //! The answer is defined in float64 (`exact`). A fast pass over packed codes (`scan`, `sinks`) finds it for nearly
 //! every row and knows, by an error bound, for which it did not; those are decided in float32 and float64 (`decide`). It is
 //! in float32 (`codebook`, `vector`) or, where the processor has them twice as fast, in 16-bit integers (`integer`,
-//! `pairs`). So the answer depends neither on the instruction set nor on the number of threads.
+//! `pairs`). For a few rows, which would not repay packing, a pass of its own reads the codes as they came (`few`). So the
+//! answer depends neither on the instruction set nor on the number of threads.
 
 pub(crate) mod codebook;
 mod decide;

@@ -26,7 +26,7 @@ pub(crate) struct Head<'a> {
     pub dims: usize,
     /// Absent where float32 cannot be trusted, or too few rows would repay preparing.
     pub prepared: Option<Prepared>,
-    /// Whether rows are so few.
+    /// Whether [`few`] searches it.
     pub few: bool,
 }
 
