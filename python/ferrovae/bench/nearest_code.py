@@ -22,6 +22,8 @@ SHAPES: list[dict[str, int]] = [
     {"N": 32768, "K": 8192, "D": 3},  # Stable Diffusion, VQ-f4
     {"N": 8192, "K": 32768, "D": 4},  # Emu3
     {"N": 4800, "K": 4096, "D": 512},  # WavTokenizer
+    {"N": 75, "K": 1024, "D": 128},  # few rows: one stage of a second of EnCodec
+    {"N": 13, "K": 2048, "D": 256},  # few rows: one stage of a second of Mimi
 ]
 # Of the CPU time of a peer, how many times ours; from the same shapes.
 _TARGETS = {

@@ -15,7 +15,7 @@ const BAND: usize = 32;
 const TINY: f64 = 1e-25;
 
 /// How far a float32 score may be from the truth, by the row's norm.
-struct Bound {
+pub(super) struct Bound {
     constant: f64,
     linear: f64,
     square: f64,
@@ -23,9 +23,39 @@ struct Bound {
 }
 
 impl Bound {
+    /// Of scores against panels of codes (see [`super::few`]) less `centre`, of which the largest has the squared norm
+    /// `square`, with factors up to `factor`.
+    pub fn of_panels(metric: Metric, centre: &[f32], square: f32, factor: f32) -> Self {
+        let dims = centre.len() as f64;
+        let gamma = |terms: f64| 1.01 * terms * UNIT / (1.0 - terms * UNIT);
+        let smallest = f64::from(f32::MIN_POSITIVE);
+        let evaluation = (dims + 6.0) * 4.0 * f64::EPSILON;
+        let underflow = 4.0 * (dims + 2.0) * smallest;
+        // In spite of rounding and underflow. Squares are summed in four chains.
+        let (product, square_sum) = (gamma(dims + 8.0), gamma(dims / 4.0 + 12.0));
+        let largest = (f64::from(square) * (1.0 + 2.0 * square_sum) + underflow).sqrt();
+        match metric {
+            Metric::Euclidean | Metric::SquaredEuclidean => {
+                let constant = (square_sum / 2.0 + evaluation) * largest * largest + underflow;
+                let linear = (product + 2.0 * evaluation) * largest + underflow;
+                Self { constant, linear, square: evaluation, largest }
+            }
+            Metric::Dot => {
+                let uncentred = largest + length(centre);
+                let linear = product * largest + evaluation * uncentred + underflow;
+                Self { constant: underflow, linear, square: 0.0, largest }
+            }
+            Metric::Cosine => {
+                let underflow = underflow * f64::from(factor).max(1.0);
+                let linear = product + square_sum + evaluation + underflow;
+                Self { constant: underflow, linear, square: 0.0, largest }
+            }
+        }
+    }
+
     /// Infinity where scores could overflow or the row is not finite.
     #[inline(always)]
-    fn error(&self, norm: f64) -> f64 {
+    pub fn error(&self, norm: f64) -> f64 {
         let error = self.constant + norm * (self.linear + norm * self.square);
         // Also false for NaN.
         if (norm + self.largest) * self.largest < 1e37 { error } else { f64::INFINITY }

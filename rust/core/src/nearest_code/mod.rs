@@ -3,12 +3,14 @@
 //! The answer is defined in float64 (`exact`). A fast pass over packed codes (`scan`, `sinks`) finds it for nearly
 //! every row and knows, by an error bound, for which it did not; those are decided in float32 and float64 (`decide`). It is
 //! in float32 (`codebook`, `vector`) or, where the processor has them twice as fast, in 16-bit integers (`integer`,
-//! `pairs`). So the answer depends neither on the instruction set nor on the number of threads.
+//! `pairs`). For a few rows, which would not repay packing, a pass of its own reads the codes as they came (`few`). So the
+//! answer depends neither on the instruction set nor on the number of threads.
 
 pub(crate) mod codebook;
 mod decide;
 mod distances;
 mod exact;
+mod few;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod integer;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -152,11 +154,16 @@ pub fn nearest_code_at<X: Row>(
         .chunks_exact(codes * dims)
         .map(|codebook| Head::new(level, metric, codebook, dims, (rows, count)))
         .collect();
+    if let [head @ Head { few: true, .. }] = &heads[..] {
+        // Threads share the codes.
+        search::search(level, head, &X::widen(x), count, out, threads);
+        return Ok(());
+    }
     share(shape, out, threads, |head, range, out| {
         let part = (CONVERTED / dims).max(1);
         let x = &x[range.start * dims..range.end * dims];
         for (x, out) in x.chunks(part * dims).zip(out.chunks_mut(part * count)) {
-            search::search(level, &heads[head], &X::widen(x), count, out);
+            search::search(level, &heads[head], &X::widen(x), count, out, 1);
         }
     });
     Ok(())

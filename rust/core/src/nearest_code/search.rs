@@ -4,6 +4,7 @@ use super::Metric;
 use super::codebook::Prepared;
 use super::decide::{self, Row, Undecided};
 use super::exact;
+use super::few;
 use super::integer::IntegerCodes;
 use super::passes::{FastPass, FloatPass};
 use super::scan::{MOST_ROWS, SPAN};
@@ -13,7 +14,7 @@ use crate::simd::Level;
 /// Floats of the rows treated together, and the most tiles of them.
 const CHUNK: usize = 64 * 1024;
 const MOST_TILES: usize = 32;
-/// Below this many rows a head is searched in float64 at once: packing the codebook would not pay.
+/// Below this many rows a head that is not searched by [`few`] is searched in float64 at once.
 const FEW_ROWS: usize = 4;
 /// From this many rows on it pays to round the codes to integers.
 const MANY_ROWS: usize = 64;
@@ -25,18 +26,36 @@ pub(crate) struct Head<'a> {
     pub dims: usize,
     /// Absent where float32 cannot be trusted, or too few rows would repay preparing.
     pub prepared: Option<Prepared>,
+    /// Whether [`few`] searches it.
+    pub few: bool,
 }
 
 impl<'a> Head<'a> {
     /// For searches of so many rows, `count` codes each, with the kernels of `level`.
     pub fn new(level: Level, metric: Metric, codebook: &'a [f32], dims: usize, (rows, count): (usize, usize)) -> Self {
+        let few = few::pays((rows, count), codebook.len() / dims, dims);
+        Self::of(level, metric, codebook, dims, (rows, count), few)
+    }
+
+    /// The same, searched as few rows are or not.
+    pub(super) fn of(
+        level: Level,
+        metric: Metric,
+        codebook: &'a [f32],
+        dims: usize,
+        (rows, count): (usize, usize),
+        few: bool,
+    ) -> Self {
+        if few {
+            return Self { metric, codebook, dims, prepared: None, few };
+        }
         let group = if level >= Level::Avx512F { 8 } else { 4 };
         let mut prepared = (rows >= FEW_ROWS).then(|| Prepared::new(metric, codebook, dims, group)).flatten();
         let pays = level == Level::Avx512 && rows >= MANY_ROWS && count == 1;
         if let Some(prepared) = prepared.as_mut().filter(|_| pays) {
             prepared.integers = IntegerCodes::new::<8>(prepared);
         }
-        Self { metric, codebook, dims, prepared }
+        Self { metric, codebook, dims, prepared, few }
     }
 
     pub(super) fn size(&self) -> usize {
@@ -44,8 +63,16 @@ impl<'a> Head<'a> {
     }
 }
 
-/// The `count` nearest codes of every row of `x` [n, D] into `out` [n, count].
-pub(crate) fn search(level: Level, head: &Head, x: &[f32], count: usize, out: &mut [i64]) {
+/// The `count` nearest codes of every row of `x` [n, D] into `out` [n, count]; `threads` serve few rows only.
+pub(crate) fn search(level: Level, head: &Head, x: &[f32], count: usize, out: &mut [i64], threads: usize) {
+    let Head { metric, codebook, dims, few, .. } = *head;
+    if few {
+        if few::search(level, metric, codebook, x, dims, out, threads) {
+            return;
+        }
+        let head = Head::of(level, metric, codebook, dims, (out.len(), 1), false);
+        return search(level, &head, x, count, out, 1);
+    }
     let Some(prepared) = &head.prepared else { return search_exactly(head, x, count, out) };
     match level {
         #[cfg(target_arch = "x86_64")]

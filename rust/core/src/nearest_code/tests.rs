@@ -60,6 +60,18 @@ fn check(x: &[f32], codebook: &[f32], shape: Shape) {
                 nearest_code_at(level, x, codebook, shape, metric, &mut out, threads).unwrap();
                 assert_eq!(out, expected, "{metric:?} {} {threads} threads {shape:?}", level.name());
             }
+            // Few rows or many, whichever of the two it would have been.
+            for few in [true, false].into_iter().filter(|few| !few || shape.count == 1) {
+                let Shape { heads, rows, codes, dims, count } = shape;
+                let mut out = vec![i64::MIN; expected.len()];
+                for (h, out) in out.chunks_mut(rows * count).enumerate() {
+                    let (x, codebook) =
+                        (&x[h * rows * dims..][..rows * dims], &codebook[h * codes * dims..][..codes * dims]);
+                    let head = Head::of(level, metric, codebook, dims, (rows, count), few);
+                    search::search(level, &head, x, count, out, 1);
+                }
+                assert_eq!(out, expected, "{metric:?} {} few {few} {heads} heads {shape:?}", level.name());
+            }
         }
     }
 }
@@ -162,10 +174,12 @@ fn distances_are_the_metric() {
 fn a_run_of_no_rows_is_searched_at_every_level() {
     let codebook = noise(10 * 3, 18, 1.0, 0.0);
     for level in simd::available() {
-        let head = Head::new(level, Metric::Dot, &codebook, 3, (100, 1));
+        let head = Head::of(level, Metric::Dot, &codebook, 3, (100, 1), false);
         assert!(head.prepared.is_some());
-        search::search(level, &head, &[], 1, &mut []);
-        search::search(level, &head, &[], 2, &mut []);
+        search::search(level, &head, &[], 1, &mut [], 1);
+        search::search(level, &head, &[], 2, &mut [], 1);
+        let head = Head::of(level, Metric::Dot, &codebook, 3, (100, 1), true);
+        search::search(level, &head, &[], 1, &mut [], 1);
     }
 }
 

@@ -26,6 +26,9 @@ pub(super) trait Floats: Vector<Element = f32> {
     unsafe fn select_less(a: Self, b: Self, yes: Self, no: Self) -> Self;
     /// Bit l: lane l is `<=` that of `other`.
     unsafe fn at_most(self, other: Self) -> u32;
+    /// Four columns of LANES rows at steps of `step`: lane l of column c is `from[l * step + c]`. The pointer must be
+    /// valid for these.
+    unsafe fn columns(from: *const f32, step: usize) -> [Self; 4];
 }
 
 /// Plain Rust, which the compiler vectorises with the target's baseline.
@@ -35,7 +38,9 @@ pub(super) struct Portable([f32; 4]);
 impl Portable {
     #[inline(always)]
     fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
-        Self(std::array::from_fn(|lane| f(self.0[lane], other.0[lane])))
+        // Written out: a loop of closures is not always inlined.
+        let ([a, b, c, d], [e, g, h, i]) = (self.0, other.0);
+        Self([f(a, e), f(b, g), f(c, h), f(d, i)])
     }
 }
 
@@ -79,12 +84,36 @@ impl Vector for Portable {
 impl Floats for Portable {
     #[inline(always)]
     unsafe fn select_less(a: Self, b: Self, yes: Self, no: Self) -> Self {
-        Self(std::array::from_fn(|lane| if a.0[lane] < b.0[lane] { yes.0[lane] } else { no.0[lane] }))
+        let mut out = no.0;
+        let mut lane = 0;
+        while lane < 4 {
+            out[lane] = if a.0[lane] < b.0[lane] { yes.0[lane] } else { no.0[lane] };
+            lane += 1;
+        }
+        Self(out)
     }
 
     #[inline(always)]
     unsafe fn at_most(self, other: Self) -> u32 {
-        self.0.iter().zip(other.0).enumerate().fold(0, |bits, (lane, (a, b))| bits | (u32::from(*a <= b) << lane))
+        let (mut bits, mut lane) = (0, 0);
+        while lane < 4 {
+            bits |= u32::from(self.0[lane] <= other.0[lane]) << lane;
+            lane += 1;
+        }
+        bits
+    }
+
+    #[inline(always)]
+    unsafe fn columns(from: *const f32, step: usize) -> [Self; 4] {
+        let mut columns = [[0.0; 4]; 4];
+        let mut row = 0;
+        while row < 4 {
+            // SAFETY: the trait's contract on pointers.
+            let [a, b, c, d] = unsafe { from.add(row * step).cast::<[f32; 4]>().read_unaligned() };
+            (columns[0][row], columns[1][row], columns[2][row], columns[3][row]) = (a, b, c, d);
+            row += 1;
+        }
+        [Self(columns[0]), Self(columns[1]), Self(columns[2]), Self(columns[3])]
     }
 }
 
@@ -92,10 +121,12 @@ impl Floats for Portable {
 mod x86 {
     use super::{Floats, Vector};
     use std::arch::x86_64::{
-        __m256, __m512, _CMP_LE_OQ, _CMP_LT_OQ, _mm256_blendv_ps, _mm256_cmp_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
-        _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_cmp_ps_mask,
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_set1_ps,
-        _mm512_storeu_ps,
+        __m256, __m512, _CMP_LE_OQ, _CMP_LT_OQ, _mm_loadu_ps, _mm256_blendv_ps, _mm256_castps128_ps256, _mm256_cmp_ps,
+        _mm256_fmadd_ps, _mm256_insertf128_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps,
+        _mm256_set1_ps, _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+        _mm512_castps128_ps512, _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_insertf32x4, _mm512_loadu_ps,
+        _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_set1_ps, _mm512_shuffle_ps, _mm512_storeu_ps,
+        _mm512_unpackhi_ps, _mm512_unpacklo_ps,
     };
 
     /// AVX2 and FMA: 16 registers, 8 of them the scores of 2 vectors of rows x 4 codes.
@@ -154,6 +185,24 @@ mod x86 {
         unsafe fn at_most(self, other: Self) -> u32 {
             unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LE_OQ>(self.0, other.0)) as u32 }
         }
+
+        #[inline(always)]
+        unsafe fn columns(from: *const f32, step: usize) -> [Self; 4] {
+            // Rows 0 and 4 in one register, 1 and 5 in the next; then 4 x 4 in both halves.
+            unsafe {
+                let row = |row: usize| _mm_loadu_ps(from.add(row * step));
+                let pair = |first: usize| _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(row(first)), row(first + 4));
+                let rows = [pair(0), pair(1), pair(2), pair(3)];
+                let low = [_mm256_unpacklo_ps(rows[0], rows[1]), _mm256_unpacklo_ps(rows[2], rows[3])];
+                let high = [_mm256_unpackhi_ps(rows[0], rows[1]), _mm256_unpackhi_ps(rows[2], rows[3])];
+                [
+                    Self(_mm256_shuffle_ps::<0b01_00_01_00>(low[0], low[1])),
+                    Self(_mm256_shuffle_ps::<0b11_10_11_10>(low[0], low[1])),
+                    Self(_mm256_shuffle_ps::<0b01_00_01_00>(high[0], high[1])),
+                    Self(_mm256_shuffle_ps::<0b11_10_11_10>(high[0], high[1])),
+                ]
+            }
+        }
     }
 
     #[allow(clippy::undocumented_unsafe_blocks)]
@@ -202,6 +251,29 @@ mod x86 {
         #[inline(always)]
         unsafe fn at_most(self, other: Self) -> u32 {
             unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(self.0, other.0)) }
+        }
+
+        #[inline(always)]
+        unsafe fn columns(from: *const f32, step: usize) -> [Self; 4] {
+            // Rows 0, 4, 8 and 12 in one register, 1, 5, 9 and 13 in the next; then 4 x 4 in each quarter.
+            unsafe {
+                let row = |row: usize| _mm_loadu_ps(from.add(row * step));
+                let four = |first: usize| {
+                    let rows = _mm512_castps128_ps512(row(first));
+                    let rows = _mm512_insertf32x4::<1>(rows, row(first + 4));
+                    let rows = _mm512_insertf32x4::<2>(rows, row(first + 8));
+                    _mm512_insertf32x4::<3>(rows, row(first + 12))
+                };
+                let rows = [four(0), four(1), four(2), four(3)];
+                let low = [_mm512_unpacklo_ps(rows[0], rows[1]), _mm512_unpacklo_ps(rows[2], rows[3])];
+                let high = [_mm512_unpackhi_ps(rows[0], rows[1]), _mm512_unpackhi_ps(rows[2], rows[3])];
+                [
+                    Self(_mm512_shuffle_ps::<0b01_00_01_00>(low[0], low[1])),
+                    Self(_mm512_shuffle_ps::<0b11_10_11_10>(low[0], low[1])),
+                    Self(_mm512_shuffle_ps::<0b01_00_01_00>(high[0], high[1])),
+                    Self(_mm512_shuffle_ps::<0b11_10_11_10>(high[0], high[1])),
+                ]
+            }
         }
     }
 }

@@ -139,7 +139,7 @@ pub fn residual_nearest_code_at<X: Row>(
     }
     let heads = prepare(level, &inputs, shape, metric, threads);
     let find = |book: usize, residual: &[f32], found: &mut [i64]| {
-        search::search(level, &heads[book], residual, 1, found);
+        search::search(level, &heads[book], residual, 1, found, 1);
         Ok(())
     };
     share(&inputs, shape, outputs, threads, |x, residual| residual.extend_from_slice(&X::widen(x)), find)
