@@ -161,8 +161,8 @@ def _caption(found: dict[str, Any], places: set[str]) -> str:
     kind = "CPU time" if all(row["threads"] is not None for row in found["rows"]) else kind
     where = f"{next(iter(places))}, " if len(places) == 1 else ""
     return (
-        f"How many times our {kind} the others take, interleaved in one run on the same inputs; float32, forward, "
-        f"2 threads unless said; {where}{software(found)}."
+        f"How many times our {kind} the others take, interleaved in one run on the same inputs; float32, 2 threads "
+        f"unless said, forward only or full: with the backward pass; {where}{software(found)}."
     )
 
 

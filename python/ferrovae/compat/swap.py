@@ -77,8 +77,8 @@ def accelerate(model: Model, *, verbose: bool = False) -> Model:
     `sync_codebook=False` of a vector-quantize-pytorch layer is kept where there is a process group; before, it cannot
     be told from the default, and such a layer sums its statistics over the ranks once there are any.
 
-    A search prepares its codebook anew at each call. That is what large batches gain by; a second of audio at a time
-    through 32 large codebooks can take longer than before on a CPU.
+    What is gained is time of the quantizers: of a model that spends most of it elsewhere, as audio codecs do in their
+    convolutions, the whole takes about as long as before.
 
     Args:
         model: any module, also one that is a quantizer itself.
