@@ -39,6 +39,8 @@ def test_a_map_that_looks_at_all_codes_sees_all_of_them():
     quantized, indices, _ = layer(torch.randn(1, 3, 6))
     statistics = nn.functional.batch_norm(layer.frozen_codebook, None, None, training=True)
     torch.testing.assert_close(quantized[0], statistics[indices[0]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.indices_to_codes(indices), quantized, rtol=1e-4, atol=1e-5)
+    assert layer.indices_to_codes(indices[None]).shape == (1, *quantized.shape)
 
 
 @pytest.mark.parametrize("channel_first", [True, False])

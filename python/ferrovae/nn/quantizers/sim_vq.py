@@ -88,13 +88,13 @@ class SimVQ(nn.Module):
         return self.code_transform(self.frozen_codebook)
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
-        """The codes of indices (B, ...) in [0, K), laid out as x.
+        """The codes of indices (B, ...) in [0, K), laid out as x; f sees all K codes, as in `forward`.
 
         Raises:
             ValueError: an index is out of range. TypeError: they are not integers.
         """
         check_indices(self, indices, self.codebook_size)
-        codes = self.code_transform(embedding(indices, self.frozen_codebook))
+        codes = embedding(indices, self.codebook)
         return codes.movedim(-1, 1) if self.channel_first else codes
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
