@@ -274,6 +274,38 @@ def test_diversity_of_separate_codebooks_is_each_ones_own():
     assert not torch.isclose(loss_of(theirs, x).double(), expected, rtol=1e-4)
 
 
+def test_active_codes_of_separate_codebooks():
+    """Each head counts its own; upstream raises."""
+    options = {"heads": 2, "codebook_dim": 6, "separate_codebook_per_head": True, "commitment_weight": 0.0}
+    active = {"orthogonal_reg_weight": 1.0, "orthogonal_reg_active_codes_only": True}
+    theirs, ours = pair(freeze_codebook=True, **options, **active)
+    x = torch.randn(1, 5, DIM)
+    _, indices, loss = ours(x)
+    expected = []
+    for book, used in zip(ours.codebook.double(), indices.unbind(-1), strict=True):
+        codes = torch.nn.functional.normalize(book[used.unique()], dim=-1)
+        expected.append((codes @ codes.T).square().mean() - 1 / len(codes))
+    torch.testing.assert_close(loss.double(), torch.stack(expected).mean(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(AssertionError):
+        theirs(x)
+
+
+def test_soft_gradients_of_the_nearest_codes():
+    """Every one of the k has the gradient that the nearest has without topk; upstream raises."""
+    options = {"straight_through": True, "rotation_trick": False, "route_gradients_to_input": False}
+    theirs, ours = pair(freeze_codebook=True, commitment_weight=0.0, **options)
+    x, gradients = torch.randn(BATCH, LENGTH, DIM), []
+    for arguments in ({}, {"topk": 1}, {"topk": 3}):
+        inputs = x.clone().requires_grad_()
+        (ours(inputs, **arguments)[0] * torch.linspace(-1, 1, DIM)).sum().backward()
+        gradients.append(inputs.grad / arguments.get("topk", 1))
+    assert gradients[0].abs().max() > 1e-3
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(gradients[2], gradients[0])
+    with pytest.raises(RuntimeError):
+        theirs(x, topk=3)
+
+
 def test_diversity_is_an_entropy_however_small_the_probabilities():
     theirs, ours = (
         make(

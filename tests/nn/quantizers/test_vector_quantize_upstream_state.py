@@ -116,6 +116,16 @@ def test_layouts(case, topk, training):
     assert_same(*both, case)
 
 
+@pytest.mark.parametrize("case", TOPK_LAYOUTS)
+@pytest.mark.parametrize("training", [True, False])
+def test_the_terms_of_topk_are_those_of_tokens(case, training):
+    options, shape = LAYOUTS[case]
+    theirs, ours = clear_layers(**options)
+    x = torch.randn(shape)
+    both = [run(layer, x, True, training, topk=3, return_loss_breakdown=True) for layer in (ours, theirs)]
+    assert_same(*both, case)
+
+
 CHECKPOINTS = {
     **{name: SEQUENCES[name] for name in ("default", "layernorm", "learnable", "orthogonal", "separate", "bridge")},
     "k-means": {"kmeans_init": True},

@@ -15,6 +15,8 @@ DIFFERENT = {
     "all masked, or not a finite row": "upstream's loss and codebook become NaN",
     "gradients of cross-entropy and diversity": "upstream takes them at the codebook after its update",
     "diversity with separate codebooks": "upstream averages code k of one codebook with code k of another",
+    "active codes with separate codebooks": "those of each head; upstream raises",
+    "topk with straight_through": "every one of the k codes has the soft gradient; upstream raises",
     "diversity's entropy": "upstream clamps probabilities at 1e-5 inside the logarithm",
     "affine_param in eval mode or frozen": "the statistics stand still",
     "affine_param with in_place_codebook_optimizer": "the statistics move once a step, upstream's twice",
@@ -207,6 +209,10 @@ SEQUENCES = {
         "ema_update": False,
         "in_place_codebook_optimizer": partial(torch.optim.SGD, lr=5.0),
         "manual_in_place_optimizer_update": True,
+    },
+    "in place beside moving averages": {
+        "orthogonal_reg_weight": 1.0,
+        "in_place_codebook_optimizer": partial(torch.optim.SGD, lr=5.0),
     },
     "in place bridge": {
         "vq_bridge": "linear",

@@ -18,7 +18,10 @@ from ferrovae.nn.quantizers.token_codebooks import TokenCodebooks
 
 
 class LossBreakdown(NamedTuple):
-    """The terms of a quantizer's loss, each a scalar before its weight; a term that is off is 0."""
+    """The terms of a quantizer's loss, each a scalar before its weight; a term that is off is 0.
+
+    With `topk`, `commitment` is (B, N, k), of the N tokens of any layout.
+    """
 
     commitment: Tensor
     codebook_diversity: Tensor

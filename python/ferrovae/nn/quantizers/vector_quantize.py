@@ -356,10 +356,13 @@ class VectorQuantize(nn.Module):
                 keeps_scores=indices is not None,
             )
             step.look_up()
+            optimizes = self.training and not freeze and self.in_place_codebook_optimizer is not None
+            if optimizes:
+                # At the codes looked up, before the codebook's own step moves them.
+                step.accumulate_in_place_gradients()
             if self.training and not freeze and topk is None:
                 self._update(step.exact, step.indices, step.mask, ema_update_weight, accum_ema_update, ema_update)
-            if self.training and not freeze and self.in_place_codebook_optimizer is not None:
-                step.accumulate_in_place_gradients()
+            if optimizes:
                 if not self.manual_in_place_optimizer_update:
                     self.update_in_place_optimizer()
                 step.look_up()
@@ -379,6 +382,9 @@ class VectorQuantize(nn.Module):
             found = torch.where(visible.reshape(*grid, *(1 for _ in found.shape[len(grid) :])), found, -1)
         if loss.ndim:
             loss = loss.reshape(found.shape)
+        if breakdown.commitment.ndim:  # of the k nearest codes, as the tokens are: (B, N, k)
+            by_token = breakdown.commitment.reshape(grid[0], math.prod(grid[1:]), -1)
+            breakdown = breakdown._replace(commitment=by_token)
         return (quantized, found, loss, breakdown) if return_loss_breakdown else (quantized, found, loss)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
