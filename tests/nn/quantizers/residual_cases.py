@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from nn.quantizers.pairwise import Case, pairwise_cases
+from nn.quantizers.pairwise_parity import COMMITMENT, DEAD, GRADIENT, METRIC, REGULARIZER, START, STRAIGHT, each
 
 DIM, SIZE, STAGES, BATCH, LENGTH = 12, 8, 3, 2, 15
 TEMPERATURE = 0.7
 
 LEARNT = {"learnable_codebook": True, "ema_update": False}
-STRAIGHT = {"rotation_trick": False}
 
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "codes": {
@@ -36,25 +36,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "sizes": {"one": {"codebook_size": SIZE}, "several": {"num_quantizers": None, "codebook_size": (8, 12, 10)}},
     "shared": {"no": {}, "yes": {"shared_codebook": True}},
     "channels": {"same": {}, "projected": {"codebook_dim": 5}},
-    "metric": {"euclidean": {}, "cosine": {"use_cosine_sim": True}},
-    "gradient": {
-        "rotated": {},
-        "straight": STRAIGHT,
-        "not routed": {**STRAIGHT, "route_gradients_to_input": False},
-        "to earlier stages": {"quant_grad_frac": 0.25},
-    },
-    "commitment": {
-        "one": {},
-        "quarter": {"commitment_weight": 0.25},
-        "none": {"commitment_weight": 0.0},
-        "cross-entropy": {"commitment_use_cross_entropy_loss": True},
-    },
-    "regularizer": {
-        "none": {},
-        "diversity": {"codebook_diversity_loss_weight": 0.1, "codebook_diversity_temperature": 1.0},
-        "orthogonal": {"orthogonal_reg_weight": 0.5},
-        "orthogonal active": {"orthogonal_reg_weight": 0.5, "orthogonal_reg_active_codes_only": True},
-    },
+    "metric": METRIC,
+    "gradient": {**GRADIENT, "to earlier stages": {"quant_grad_frac": 0.25}},
+    "commitment": COMMITMENT,
+    "regularizer": REGULARIZER,
     "draws": {
         "nearest": {},
         "stochastic": {"stochastic_sample_codes": True},
@@ -69,8 +54,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "quantize_dropout_multiple_of": 2,
         },
     },
-    "start": {"given": {}, "k-means": {"kmeans_init": True, "kmeans_iters": 3}},
-    "dead": {"stay": {}, "replaced": {"threshold_ema_dead_code": 1.5}},
+    "start": START,
+    "dead": DEAD,
     "beam": {
         "none": {},
         "two": {"beam_size": 2},
@@ -88,24 +73,20 @@ LEARNT_CODES = ("implicit", "learnt", "sync", "in place", "diveq", "directional"
 BEAMS = ("two", "weighted")
 
 
-def _each(factor: str, levels: tuple[str, ...], **other: str) -> list[Case]:
-    return [{factor: level, **other} for level in levels]
-
-
 # What the constructors of both refuse, and what has no meaning.
 REFUSED = [
     {"sizes": "several", "shared": "yes"},
     {"draws": "soft", "gradient": "rotated"},
     {"draws": "soft", "gradient": "to earlier stages"},
-    *_each("codes", LEARNT_CODES, metric="cosine"),
-    *_each("codes", LEARNT_CODES, draws="soft"),
+    *each("codes", LEARNT_CODES, metric="cosine"),
+    *each("codes", LEARNT_CODES, draws="soft"),
     {"codes": "affine", "metric": "cosine"},
     {"codes": "directional", "gradient": "rotated"},  # the default is then not to rotate
     {"codes": "in place", "beam": "two"},
     {"codes": "in place", "beam": "weighted"},
     {"commitment": "cross-entropy", "beam": "two"},
     {"commitment": "cross-entropy", "beam": "weighted"},
-    *_each("mask", ("zeros", "as it came"), layout="single"),
+    *each("mask", ("zeros", "as it came"), layout="single"),
     {"codes": "diveq", "commitment": "quarter"},  # it has no commitment loss
     {"codes": "diveq", "commitment": "cross-entropy"},
     {"codes": "directional", "commitment": "quarter"},
@@ -114,24 +95,24 @@ REFUSED = [
 # Where the library raises or has no right answer to compare with, and which test has the right value.
 DIFFERENT: dict[str, list[Case]] = {
     "a beam without a commitment loss: upstream raises; `test_beams_without_a_commitment_loss`": [
-        *_each("beam", BEAMS, commitment="none"),
-        *_each("beam", BEAMS, codes="diveq"),
-        *_each("beam", BEAMS, codes="directional"),
+        *each("beam", BEAMS, commitment="none"),
+        *each("beam", BEAMS, codes="diveq"),
+        *each("beam", BEAMS, codes="directional"),
     ],
     "a beam and networks that make codes: upstream raises; `test_a_beam_with_one_sample_at_a_time`": [
-        *_each("beam", BEAMS, codes="implicit"),
+        *each("beam", BEAMS, codes="implicit"),
     ],
     "a beam and k-means, affine moments or diversity: upstream takes samples for codebooks; "
     "`test_a_beam_takes_all_its_sequences_for_rows`": [
-        *_each("beam", BEAMS, start="k-means"),
-        *_each("beam", BEAMS, codes="affine"),
-        *_each("beam", BEAMS, regularizer="diversity"),
+        *each("beam", BEAMS, start="k-means"),
+        *each("beam", BEAMS, codes="affine"),
+        *each("beam", BEAMS, regularizer="diversity"),
     ],
     "a beam with soft gradients: upstream raises; `test_a_beam_with_soft_gradients`": [
-        *_each("beam", BEAMS, draws="soft"),
+        *each("beam", BEAMS, draws="soft"),
     ],
     "drawn beams: their draws cannot be handed over; `test_a_beam_of_cold_draws`": [
-        *_each("beam", BEAMS, draws="stochastic"),
+        *each("beam", BEAMS, draws="stochastic"),
     ],
     "affine moments of a frozen codebook, and dead codes: they stand still, and become the rows looked up; "
     "`test_vector_quantize_defects`": [

@@ -20,6 +20,7 @@ from ferrovae.nn.quantizers.codebook import Codebook
 from ferrovae.nn.quantizers.dead_codes import dead
 from ferrovae.nn.quantizers.keyed_sampling import key_of, stratified_rows
 from ferrovae.ops import _checks, _philox
+from nn.quantizers.pairwise_parity import assert_same, assert_same_state
 from nn.quantizers.residual_cases import (
     BATCH,
     CASES,
@@ -296,20 +297,6 @@ class Peer:
         return due
 
 
-def assert_same(ours, theirs, what):
-    assert ours.keys() == theirs.keys()
-    for name, two in theirs.items():
-        one = ours[name]
-        if name.startswith("gradient"):
-            # A gradient that is missing is one of zeros.
-            one, two = torch.broadcast_tensors(*(torch.zeros(()) if g is None else g for g in (one, two)))
-        if name == "indices":
-            assert torch.equal(one, two), f"{what} indices: {int((one != two).sum())} differ"
-            continue
-        tolerance = {"rtol": 1e-3, "atol": 1e-3} if name.startswith("gradient") else {"rtol": 1e-4, "atol": 1e-4}
-        torch.testing.assert_close(one, two, **tolerance, msg=lambda m, n=name: f"{what} {n}: {m}")
-
-
 def assert_codes_add_up(ours, theirs, used):
     """Codes as used, not as stored, where the library gives those."""
     codes = ours.pop("codes")
@@ -319,15 +306,6 @@ def assert_codes_add_up(ours, theirs, used):
         seen = (ours["indices"] >= 0).any(-1)
         seen = seen.all(0) if isinstance(codes, tuple) else seen
         torch.testing.assert_close(total[seen], ours["quantized"][seen], rtol=1e-4, atol=1e-5)
-
-
-def assert_same_state(ours, theirs, what):
-    one, two = ours.state_dict(), theirs.state_dict()
-    assert one.keys() == two.keys()
-    for name, tensor in two.items():
-        torch.testing.assert_close(
-            one[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{what} state {n}: {m}"
-        )
 
 
 @pytest.mark.parametrize("case", CASES[:FAST], ids=name_of)

@@ -19,6 +19,7 @@ from ferrovae.nn.quantizers.codebook import Codebook
 from ferrovae.nn.quantizers.dead_codes import dead
 from ferrovae.nn.quantizers.keyed_sampling import head_keys, key_of, stratified_rows
 from ferrovae.ops import _checks, _philox
+from nn.quantizers.pairwise_parity import assert_same, assert_same_state
 from nn.quantizers.upstream_parity import upstream, upstream_module
 from nn.quantizers.vector_quantize_pairs import (
     BATCH,
@@ -294,34 +295,6 @@ class Peer:
             if kept:
                 due["gradient of x"][:, -HIDDEN:] = torch.linspace(-1, 1, DIM)
         return due
-
-
-def assert_same(ours, theirs, what):
-    assert ours.keys() == theirs.keys()
-    for name, two in theirs.items():
-        one = ours[name]
-        if name.startswith("gradient"):
-            # A gradient that is missing is one of zeros.
-            one, two = torch.broadcast_tensors(*(torch.zeros(()) if g is None else g for g in (one, two)))
-        if name == "indices":
-            assert torch.equal(one, two), f"{what} indices: {int((one != two).sum())} differ"
-            continue
-        tolerance = {"rtol": 1e-3, "atol": 1e-3} if name.startswith("gradient") else {"rtol": 1e-4, "atol": 1e-4}
-        torch.testing.assert_close(one, two, **tolerance, msg=lambda m, n=name: f"{what} {n}: {m}")
-
-
-def assert_same_state(ours, theirs, what):
-    one, two = (
-        layer.state_dict()
-        | {f"kept {name}": buffer.grad for name, buffer in layer.named_buffers() if buffer.grad is not None}
-        for layer in (ours, theirs)
-    )
-    two.pop("kept zero", None)  # a constant that is added to losses
-    assert one.keys() == two.keys()
-    for name, tensor in two.items():
-        torch.testing.assert_close(
-            one[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{what} state {n}: {m}"
-        )
 
 
 @pytest.mark.parametrize("case", CASES[:FAST], ids=name_of)

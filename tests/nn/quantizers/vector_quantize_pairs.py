@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from nn.quantizers.pairwise import Case, pairwise_cases
+from nn.quantizers.pairwise_parity import COMMITMENT, DEAD, GRADIENT, METRIC, REGULARIZER, START, STRAIGHT, each
 
 DIM, SIZE, BATCH, LENGTH, HIDDEN, NEAREST = 12, 8, 2, 15, 4, 3
 TEMPERATURE = 0.7
 
 LEARNT = {"learnable_codebook": True, "ema_update": False}
-STRAIGHT = {"rotation_trick": False}
 
 
 def _descent(parameters: Any) -> torch.optim.Optimizer:
@@ -57,33 +57,18 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "projected": {"codebook_dim": 5},
         "layernorm": {"codebook_dim": 5, "layernorm_after_project_in": True},
     },
-    "metric": {"euclidean": {}, "cosine": {"use_cosine_sim": True}},
-    "gradient": {
-        "rotated": {},
-        "straight": STRAIGHT,
-        "not routed": {**STRAIGHT, "route_gradients_to_input": False},
-    },
-    "commitment": {
-        "one": {},
-        "quarter": {"commitment_weight": 0.25},
-        "none": {"commitment_weight": 0.0},
-        "cross-entropy": {"commitment_use_cross_entropy_loss": True},
-    },
-    "regularizer": {
-        "none": {},
-        "diversity": {"codebook_diversity_loss_weight": 0.1, "codebook_diversity_temperature": 1.0},
-        "orthogonal": {"orthogonal_reg_weight": 0.5},
-        "orthogonal active": {"orthogonal_reg_weight": 0.5, "orthogonal_reg_active_codes_only": True},
-        "orthogonal some": {"orthogonal_reg_weight": 0.5, "orthogonal_reg_max_codes": 5},
-    },
+    "metric": METRIC,
+    "gradient": GRADIENT,
+    "commitment": COMMITMENT,
+    "regularizer": {**REGULARIZER, "orthogonal some": {"orthogonal_reg_weight": 0.5, "orthogonal_reg_max_codes": 5}},
     "draws": {
         "nearest": {},
         "stochastic": {"stochastic_sample_codes": True},
         "cold": {"stochastic_sample_codes": True, "sample_codebook_temp": 0.1},
         "soft": {"straight_through": True, **STRAIGHT},
     },
-    "start": {"given": {}, "k-means": {"kmeans_init": True, "kmeans_iters": 3}},
-    "dead": {"stay": {}, "replaced": {"threshold_ema_dead_code": 1.5}},
+    "start": START,
+    "dead": DEAD,
     "ranks": {"default": {}, "alone": {"sync_codebook": False, "sync_kmeans": False}},
 }
 CALLS = {
@@ -116,24 +101,20 @@ ORTHOGONAL = ("orthogonal", "orthogonal active", "orthogonal some")
 DRAWN = ("stochastic", "cold")
 
 
-def _each(factor: str, levels: tuple[str, ...], **other: str) -> list[Case]:
-    return [{factor: level, **other} for level in levels]
-
-
 # What the constructors or calls of both refuse, and what has no meaning.
 REFUSED = [
     {"draws": "soft", "gradient": "rotated"},
-    *_each("codes", LEARNT_CODES, metric="cosine"),
-    *_each("codes", LEARNT_CODES, draws="soft"),
+    *each("codes", LEARNT_CODES, metric="cosine"),
+    *each("codes", LEARNT_CODES, draws="soft"),
     {"codes": "affine", "metric": "cosine"},
     {"codes": "directional", "gradient": "rotated"},  # the default is then not to rotate
-    *_each("commitment", ("quarter", "cross-entropy"), codes="directional"),  # it has no commitment loss
-    *_each("mask", MASKS, layout="single"),
-    *_each("mask", ("lengths",), layout="image"),
-    *_each("mask", ("lengths",), layout="volume"),
-    *_each("heads", ("shared", "separate"), call="topk"),
+    *each("commitment", ("quarter", "cross-entropy"), codes="directional"),  # it has no commitment loss
+    *each("mask", MASKS, layout="single"),
+    *each("mask", ("lengths",), layout="image"),
+    *each("mask", ("lengths",), layout="volume"),
+    *each("heads", ("shared", "separate"), call="topk"),
     {"commitment": "cross-entropy", "call": "topk"},
-    *_each("codes", IN_PLACE, call="topk"),
+    *each("codes", IN_PLACE, call="topk"),
     {"heads": "shared", "call": "transform"},
 ]
 LATE = (
@@ -156,9 +137,9 @@ DIFFERENT: dict[str, list[Case]] = {
     "affine moments of a frozen codebook, and dead codes: they stand still, and become the rows looked up; "
     "`test_affine_statistics_stand_still_in_eval_mode_and_when_frozen`, "
     "`test_affine_codes_that_die_become_rows_of_the_batch`": [
-        *_each("codes", AFFINE, call="frozen"),
-        *_each("codes", AFFINE, call="frozen layer"),
-        *_each("codes", AFFINE, dead="replaced"),
+        *each("codes", AFFINE, call="frozen"),
+        *each("codes", AFFINE, call="frozen layer"),
+        *each("codes", AFFINE, dead="replaced"),
     ],
     "k results with soft gradients: upstream raises; `test_soft_gradients_of_the_nearest_codes`": [
         {"call": "topk", "draws": "soft"},
@@ -176,7 +157,7 @@ DIFFERENT: dict[str, list[Case]] = {
         for regularizer in ORTHOGONAL
         for late in LATE
         for moves in (
-            *_each("codes", ("ema", "slow", "affine")),
+            *each("codes", ("ema", "slow", "affine")),
             {"dead": "replaced"},
             {"call": "ema on"},
         )

@@ -9,10 +9,10 @@ use super::scan::SPAN;
 use super::vector::{Portable, Vector};
 use super::*;
 
-const METRICS: [Metric; 4] = [Metric::Euclidean, Metric::SquaredEuclidean, Metric::Cosine, Metric::Dot];
+pub(super) const METRICS: [Metric; 4] = [Metric::Euclidean, Metric::SquaredEuclidean, Metric::Cosine, Metric::Dot];
 
 /// Values of a linear congruential generator, roughly normal, times `scale` plus `offset`.
-fn noise(count: usize, seed: u64, scale: f32, offset: f32) -> Vec<f32> {
+pub(super) fn noise(count: usize, seed: u64, scale: f32, offset: f32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut uniform = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -1,4 +1,4 @@
-//! Threads kept between calls: to wake one takes a tenth of the processor time that starting one does.
+//! Threads kept between calls: to wake one takes far less time than to start one.
 //!
 //! After a `fork` a child has none of its parent's threads, and a lock that one of them held stays shut. So a pool
 //! belongs to a process: a child that asks for one finds another's number in it, leaves it untouched and makes its own.

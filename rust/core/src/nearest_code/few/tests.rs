@@ -1,18 +1,7 @@
 use super::*;
+use crate::nearest_code::tests::{METRICS, noise};
 use crate::nearest_code::{Shape, exact, nearest_code_at};
 use crate::simd;
-
-const METRICS: [Metric; 4] = [Metric::Euclidean, Metric::SquaredEuclidean, Metric::Cosine, Metric::Dot];
-
-/// Values of a linear congruential generator, roughly normal, times `scale` plus `offset`.
-fn noise(count: usize, seed: u64, scale: f32, offset: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut uniform = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
-    };
-    (0..count).map(|_| (uniform() + uniform() + uniform() + uniform()) * 1.7 * scale + offset).collect()
-}
 
 /// Every metric and level, with threads, against the definition.
 fn check(x: &[f32], codebook: &[f32], dims: usize) {
