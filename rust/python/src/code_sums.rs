@@ -1,6 +1,6 @@
 //! Binding of `code_sums`.
 
-use ferrovae_core::code_sums::{Element, Shape, code_sums as core};
+use ferrovae_core::code_sums::{Element, Shape, Total, code_sums as core};
 use ferrovae_core::{Error, Result};
 use half::{bf16, f16};
 use pyo3::prelude::*;
@@ -21,12 +21,11 @@ fn code_sums(
     counts: Span,
     threads: usize,
 ) -> PyResult<()> {
-    fn add<X: Element, O: Copy + Send>(
+    fn add<X: Element, O: Total>(
         x: Span,
         indices: Span,
         weights: Option<Span>,
         shape: Shape,
-        round: fn(f64) -> O,
         sums: Span,
         counts: Span,
         threads: usize,
@@ -37,15 +36,15 @@ fn code_sums(
         let weights = weights.map(|weights| unsafe { read::<f64>(weights) });
         // SAFETY: as above; these two were made for this call.
         let (sums, counts) = unsafe { (write::<O>(sums), write::<O>(counts)) };
-        core(x, indices, weights, shape, round, sums, counts, threads)
+        core(x, indices, weights, shape, sums, counts, threads)
     }
     let (heads, rows, codes, dims) = sizes;
     let shape = Shape { heads, rows, codes, dims };
     py.detach(|| match dtype {
-        "float32" => add::<f32, f32>(x, indices, weights, shape, |sum| sum as f32, sums, counts, threads),
-        "bfloat16" => add::<bf16, f32>(x, indices, weights, shape, |sum| sum as f32, sums, counts, threads),
-        "float16" => add::<f16, f32>(x, indices, weights, shape, |sum| sum as f32, sums, counts, threads),
-        "float64" => add::<f64, f64>(x, indices, weights, shape, |sum| sum, sums, counts, threads),
+        "float32" => add::<f32, f32>(x, indices, weights, shape, sums, counts, threads),
+        "bfloat16" => add::<bf16, f32>(x, indices, weights, shape, sums, counts, threads),
+        "float16" => add::<f16, f32>(x, indices, weights, shape, sums, counts, threads),
+        "float64" => add::<f64, f64>(x, indices, weights, shape, sums, counts, threads),
         _ => Err(Error::Argument(format!("code_sums: dtype {dtype:?} has no Rust kernel"))),
     })
     .map_err(to_python)

@@ -1,4 +1,5 @@
-//! The element types of the rows: read as `f64`, without branches, so that the compiler vectorises the loops over them.
+//! The element types of rows and results: read as `f64` without branches, so that the compiler vectorises the loops
+//! over them.
 
 use half::{bf16, f16};
 
@@ -6,6 +7,26 @@ use half::{bf16, f16};
 pub trait Element: Copy + Send + Sync {
     /// The same number.
     fn double(self) -> f64;
+}
+
+/// An element of the results.
+pub trait Total: Copy + Send {
+    /// The nearest to it.
+    fn rounded(total: f64) -> Self;
+}
+
+impl Total for f32 {
+    #[inline(always)]
+    fn rounded(total: f64) -> Self {
+        total as Self
+    }
+}
+
+impl Total for f64 {
+    #[inline(always)]
+    fn rounded(total: f64) -> Self {
+        total
+    }
 }
 
 impl Element for f32 {

@@ -23,7 +23,18 @@ fn truth<X: Element>(x: &[X], indices: &[i64], weights: Option<&[f64]>, shape: S
     (sums, counts)
 }
 
+/// The way that suits the shape, or another.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Suited,
+    Sorted,
+    Streamed,
+}
+
+const WAYS: [Way; 3] = [Way::Suited, Way::Sorted, Way::Streamed];
+
 fn run<X: Element>(
+    way: Way,
     level: Level,
     x: &[X],
     indices: &[i64],
@@ -33,7 +44,12 @@ fn run<X: Element>(
 ) -> (Vec<f64>, Vec<f64>) {
     let mut sums = vec![0.0; shape.heads * shape.codes * shape.dims];
     let mut counts = vec![0.0; shape.heads * shape.codes];
-    code_sums_at(level, x, indices, weights, shape, |v| v, &mut sums, &mut counts, threads).unwrap();
+    let (to_sums, to_counts) = (&mut sums[..], &mut counts[..]);
+    match way {
+        Way::Suited => code_sums_at(level, x, indices, weights, shape, to_sums, to_counts, threads).unwrap(),
+        Way::Sorted => sorted::add(level, x, indices, weights, shape, to_sums, to_counts, threads),
+        Way::Streamed => streamed::add(level, x, indices, weights, shape, to_sums, to_counts, threads),
+    }
     (sums, counts)
 }
 
@@ -52,19 +68,22 @@ fn random(count: usize, seed: u64) -> impl Iterator<Item = f64> {
 
 #[test]
 fn rows_join_their_codes_at_every_level_and_thread_count() {
-    for (heads, rows, codes, dims) in [(1, 5000, 7, 64), (2, 3000, 1, 3), (3, 1500, 400, 85), (1, 9000, 2000, 1)] {
+    for (heads, rows, codes, dims) in
+        [(1, 5000, 7, 64), (2, 3000, 1, 3), (3, 1500, 400, 85), (1, 40000, 2000, 1), (2, 300, 5000, 9)]
+    {
         let shape = Shape { heads, rows, codes, dims };
         let x: Vec<f32> = random(heads * rows * dims, 1).map(|v| v as f32 - 0.5).collect();
         let indices: Vec<i64> = random(heads * rows, 2).map(|v| (v * (codes + 1) as f64) as i64 - 1).collect();
         let weights: Vec<f64> = random(heads * rows, 3).collect();
         for weights in [None, Some(&weights[..])] {
             let (sums, counts) = truth(&x, &indices, weights, shape);
-            let first = run(Level::Portable, &x, &indices, weights, shape, 1);
-            close(&first.0, &sums);
-            close(&first.1, &counts);
-            for level in simd::available() {
-                for threads in [1, 2, 5, 64] {
-                    assert!(run(level, &x, &indices, weights, shape, threads) == first, "{level:?}, {threads}");
+            for way in WAYS {
+                let first = run(way, Level::Portable, &x, &indices, weights, shape, 1);
+                close(&first.0, &sums);
+                close(&first.1, &counts);
+                for (level, threads) in simd::available().into_iter().flat_map(|l| [1, 2, 5, 64].map(|t| (l, t))) {
+                    let other = run(way, level, &x, &indices, weights, shape, threads);
+                    assert!(other == first, "{way:?}, {level:?}, {threads}");
                 }
             }
         }
@@ -85,9 +104,11 @@ fn a_row_with_a_number_that_is_not_finite_is_skipped() {
     weights[2000] = f64::INFINITY;
     for weights in [None, Some(&weights[..])] {
         let (sums, counts) = truth(&x, &indices, weights, shape);
-        let ours = run(simd::level(), &x, &indices, weights, shape, 2);
-        close(&ours.0, &sums);
-        assert_eq!(ours.1, counts);
+        for way in WAYS {
+            let ours = run(way, simd::level(), &x, &indices, weights, shape, 2);
+            close(&ours.0, &sums);
+            assert_eq!(ours.1, counts);
+        }
     }
 }
 
@@ -98,10 +119,10 @@ fn halves_and_doubles_are_read_as_they_are() {
     let indices: Vec<i64> = (0..100).map(|row| row % 3).collect();
     let halves: Vec<f16> = x.iter().map(|&v| f16::from_f64(v)).collect();
     let brains: Vec<bf16> = x.iter().map(|&v| bf16::from_f64(v)).collect();
-    for level in simd::available() {
-        close(&run(level, &x, &indices, None, shape, 1).0, &truth(&x, &indices, None, shape).0);
-        close(&run(level, &halves, &indices, None, shape, 1).0, &truth(&halves, &indices, None, shape).0);
-        close(&run(level, &brains, &indices, None, shape, 1).0, &truth(&brains, &indices, None, shape).0);
+    for (level, way) in simd::available().into_iter().flat_map(|level| WAYS.map(|way| (level, way))) {
+        close(&run(way, level, &x, &indices, None, shape, 1).0, &truth(&x, &indices, None, shape).0);
+        close(&run(way, level, &halves, &indices, None, shape, 1).0, &truth(&halves, &indices, None, shape).0);
+        close(&run(way, level, &brains, &indices, None, shape, 1).0, &truth(&brains, &indices, None, shape).0);
     }
 }
 
@@ -110,11 +131,15 @@ fn nothing_to_sum_is_zero() {
     for (rows, dims) in [(0, 4), (3, 0), (3, 4)] {
         let shape = Shape { heads: 2, rows, codes: 5, dims };
         let x = vec![1.0_f32; 2 * rows * dims];
-        let (sums, counts) = run(simd::level(), &x, &vec![-1; 2 * rows], None, shape, 2);
-        assert!(sums.iter().chain(&counts).all(|v| v.to_bits() == 0));
+        for way in WAYS {
+            let (sums, counts) = run(way, simd::level(), &x, &vec![-1; 2 * rows], None, shape, 2);
+            assert!(sums.iter().chain(&counts).all(|v| v.to_bits() == 0));
+        }
     }
     let shape = Shape { heads: 1, rows: 2000, codes: 1, dims: 0 };
-    assert_eq!(run::<f32>(simd::level(), &[], &[0; 2000], None, shape, 2).1, [2000.0]);
+    for way in WAYS {
+        assert_eq!(run::<f32>(way, simd::level(), &[], &[0; 2000], None, shape, 2).1, [2000.0]);
+    }
 }
 
 #[test]
@@ -127,10 +152,10 @@ fn what_cannot_be_is_an_error() {
         ([0, -2, 0, 0], "indices hold -2 in row 1 of head 0, expected -1 to 2"),
         ([0, 0, 0, i64::MIN], "row 1 of head 1"),
     ] {
-        let error = code_sums(&x, &indices, None, shape, |v| v, &mut sums, &mut counts, 1).unwrap_err().to_string();
+        let error = code_sums(&x, &indices, None, shape, &mut sums, &mut counts, 1).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
-    let short = code_sums(&x[1..], &[0; 4], None, shape, |v| v, &mut sums, &mut counts, 1);
+    let short = code_sums(&x[1..], &[0; 4], None, shape, &mut sums, &mut counts, 1);
     assert!(short.unwrap_err().to_string().starts_with("code_sums: x, indices"));
 }
 
@@ -146,8 +171,10 @@ proptest! {
         let shape = Shape { heads: 1, rows: indices.len(), codes: 6, dims };
         let x: Vec<f32> = random(indices.len() * dims, 9).map(|v| v as f32).collect();
         let (sums, counts) = truth(&x, &indices, None, shape);
-        let ours = run(simd::level(), &x, &indices, None, shape, threads);
-        close(&ours.0, &sums);
-        prop_assert_eq!(ours.1, counts);
+        for way in WAYS {
+            let ours = run(way, simd::level(), &x, &indices, None, shape, threads);
+            close(&ours.0, &sums);
+            prop_assert_eq!(&ours.1, &counts);
+        }
     }
 }

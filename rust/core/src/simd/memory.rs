@@ -4,7 +4,7 @@
 pub const LINE: usize = 64;
 
 /// A buffer that begins where a vector of any level may: none of its vectors lies on two lines of the cache.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 #[repr(C, align(64))]
 pub struct Aligned<T>(pub T);
 
