@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ferrovae.ops._functions import one_by_one
 from ferrovae.ops._registry import Operation
 
 _Folded = tuple[list[Tensor | None], int]
@@ -22,7 +23,7 @@ def register(forward: Operation, backward: Operation, tensors: int) -> None:
     def forward_rule(info: Any, dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         *inputs, seed, example_ids, samples, first, elementwise, backend = args
         if dims[len(inputs)] is not None:
-            return _one_by_one(forward, info.batch_size, dims, args)
+            return one_by_one(forward.on, info.batch_size, dims, args)
         moments, prior = _front(inputs, dims, info.batch_size, tensors)
         size, examples = info.batch_size, moments[0].shape[1]
         shared = all(
@@ -37,7 +38,7 @@ def register(forward: Operation, backward: Operation, tensors: int) -> None:
         *inputs, dz, dkl, seed, example_ids, samples, first, prior_gradients, backend = args
         at = len(inputs)
         if dims[at + 2] is not None:
-            return _one_by_one(backward, info.batch_size, dims, args)
+            return one_by_one(backward.on, info.batch_size, dims, args)
         moments, prior = _front(inputs, dims, info.batch_size, tensors)
         size, examples = info.batch_size, moments[0].shape[1]
         (dz, dkl), _ = _front([dz, dkl], dims[at : at + 2], size, 2)
@@ -90,12 +91,3 @@ def _ids(example_ids: Tensor | None, dim: int | None, size: int, examples: int, 
     if example_ids is None:
         return torch.arange(examples, device=seed.device).repeat(size)
     return example_ids.repeat(size) if dim is None else example_ids.movedim(dim, 0).flatten()
-
-
-def _one_by_one(operation: Operation, size: int, dims: tuple[int | None, ...], args: tuple[Any, ...]) -> Any:
-    calls = [
-        operation.overload(*(x if dim is None else x.select(dim, call) for x, dim in zip(args, dims, strict=True)))
-        for call in range(size)
-    ]
-    results = tuple(torch.stack(outputs) for outputs in zip(*calls, strict=True))
-    return results, (0,) * len(results)

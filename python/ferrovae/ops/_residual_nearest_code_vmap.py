@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ferrovae.ops._registry import operations
@@ -28,7 +27,7 @@ def _forward(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[
         codebooks = _folded(codebooks, in_dims[1], size, 0)
     if stages is not None:
         stages = _folded(stages, in_dims[2], size, into)
-    results = torch.ops.ferrovae.residual_nearest_code(_folded(x, in_dims[0], size, into), codebooks, stages, *others)
+    results = operations["residual_nearest_code"].on(_folded(x, in_dims[0], size, into), codebooks, stages, *others)
     return tuple(result.unflatten(into, (size, result.shape[into] // size)) for result in results), (into,) * 3
 
 
@@ -37,7 +36,7 @@ def _backward(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple
     size = info.batch_size
     *tensors, codes, backend = inputs
     folded = [_folded(value, mapped, size, 0) for value, mapped in zip(tensors, in_dims, strict=False)]
-    result = torch.ops.ferrovae.residual_nearest_code_backward(*folded, codes, backend)
+    result = operations["residual_nearest_code_backward"].on(*folded, codes, backend)
     return result.unflatten(0, (size, result.shape[0] // size)), 0
 
 

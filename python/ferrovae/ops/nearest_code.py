@@ -197,4 +197,4 @@ _operation = Operation(
     rust=Kernel(_rust_kernel, DTYPES),
     triton=Kernel(_triton_kernel, DTYPES - {torch.float64}),
 )
-_operation.register_vmap(nearest_code_vmap(_operation.overload))
+_operation.register_vmap(nearest_code_vmap(_operation.on))

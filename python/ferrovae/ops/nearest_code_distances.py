@@ -131,4 +131,4 @@ _operation = Operation(
     triton=Kernel(_triton_kernel, DTYPES),
 )
 _operation.register_autograd(_backward, _setup_context)
-_operation.register_vmap(nearest_code_vmap(_operation.overload))
+_operation.register_vmap(nearest_code_vmap(_operation.on))
