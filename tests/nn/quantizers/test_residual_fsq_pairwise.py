@@ -1,0 +1,302 @@
+"""Parity of the residual FSQ with vector-quantize-pytorch 1.32 over pairs of options, training and evaluation.
+
+Every case trains both layers for some steps and then evaluates them: outputs, indices, gradients, state, codes and
+outputs of indices, and attributes, with checkpoints handed over both ways. Both draw the same noise, with the
+probability asked for, and keep equally many stages. Rows lie so that rounding decides no index. Where the library
+raises or is wrong it is asked in another way, see `Peer`:
+- whatever is neither a sequence nor channel first, groups of either but for maps that are channel first, and kept axes
+  of channel-first indices, as sequences;
+- all codes, where they come from indices that are channel first, as codes of indices;
+- codes of a rotated stage: they are rotated back here.
+Two dtypes are not compared: of indices where stages may be dropped, and of what comes of bfloat16 input; see
+`test_residual_fsq_upstream`.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from ferrovae import nn
+from ferrovae.nn.quantizers import fsq, quantizer_dropout
+from nn.quantizers.pairwise_parity import SharedDraws, assert_results, backward, close, descend, loaded
+from nn.quantizers.residual_fsq_cases import CASES, OTHERS, name_of, options_of
+
+upstream = pytest.importorskip(
+    "vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed (extra `bench`)"
+)
+module = pytest.importorskip("vector_quantize_pytorch.finite_scalar_quantization")
+upstream_stacks = pytest.importorskip("vector_quantize_pytorch.residual_fsq")
+
+pytestmark = pytest.mark.filterwarnings("ignore:FSQ. orthogonal_rotation mixes channels")
+
+BATCH, GRIDS = 3, {"sequence": (12,), "image": (3, 4), "video": (2, 2, 3), "rows": ()}
+# How far from where it would become another code a number stays, in steps between codes.
+MARGIN = 5e-3
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    """The same noise and the same number of stages for both."""
+    shared = SharedDraws()
+    monkeypatch.setattr(module, "torch", shared)
+    monkeypatch.setattr(fsq, "torch", shared)
+    monkeypatch.setattr(
+        quantizer_dropout,
+        "draw_last_stage",
+        lambda low, high, *, seed, **rest: torch.tensor(random.Random(int(seed)).randrange(low, high)),
+    )
+    monkeypatch.setattr(upstream_stacks, "get_maybe_sync_seed", lambda device: shared.seed)
+    monkeypatch.setattr(
+        quantizer_dropout.QuantizerDropout, "dropout_seed", lambda self, device: torch.tensor(shared.seed)
+    )
+    return shared
+
+
+def stacks(layer):
+    """The residual stacks of a layer: its groups, or itself."""
+    return list(layer.rvqs) if hasattr(layer, "rvqs") else [layer]
+
+
+def pair(case, draws):
+    options, dtype = options_of(case), torch.float64 if case["dtype"] == "float64" else torch.float32
+    kind = "GroupedResidualFSQ" if "groups" in options else "ResidualFSQ"
+    torch.manual_seed(5)
+    peer = getattr(upstream, kind)(**options).to(dtype)
+    layer = loaded(getattr(nn, kind)(**options).to(dtype), peer)
+    for one in (peer, layer):
+        for number, stack in enumerate(stacks(one)):
+            # Or the noise of a stage that only one of them computes would move that of the groups after.
+            stack.register_forward_pre_hook(lambda *_, number=number: draws.restart(10 * draws.seed + number))
+    return peer, layer
+
+
+def seeds(stack):
+    """A seed for each of three steps; most drop stages, if the stack does."""
+    low, high, multiple = stack.quantize_dropout_cutoff_index, stack.num_quantizers, stack.quantize_dropout_multiple_of
+    if not stack.quantize_dropout:
+        return [3, 4, 5]
+    kept = {seed: -(-(random.Random(seed).randrange(low, high) + 1) // multiple) * multiple for seed in range(60)}
+    by_kept = {min(stages, high): seed for seed, stages in kept.items()}
+    return (list(by_kept.values()) * 3)[:3]
+
+
+def laid_out(case, tokens):
+    """Tokens (B, N, D) as the case has them."""
+    x = tokens.reshape(-1, *GRIDS[case["layout"]], tokens.shape[-1])
+    return x.movedim(-1, 1) if case["channels"] == "first" or case["maps"] == "yes" else x
+
+
+def context(case):
+    return torch.autocast("cpu", torch.bfloat16) if case["dtype"] == "autocast" else nullcontext()
+
+
+class Peer:
+    """The library's layer, asked for the results that ours lays out as the case has it."""
+
+    def __init__(self, case, layer):
+        self.case, self.layer = case, layer
+        self.grouped = hasattr(layer, "rvqs")
+        first, kept = case["channels"] == "first", case["books"] == "kept"
+        groups_of_either = self.grouped and first != (case["maps"] == "yes")
+        self.native = not groups_of_either and not (first and kept) and (first or case["layout"] == "sequence")
+        if not self.native:
+            layer.accept_image_fmap = False
+            for stack in stacks(layer):
+                stack.is_channel_first = False
+
+    def __call__(self, tokens, return_all_codes=False, **call):
+        """quantized, indices (G, B, ..., Q), codes (Q, B, ..., d) of each group; or without the G."""
+        case, plain = self.case, self.native and case_is_sequence(self.case)
+        given = laid_out(case, tokens) if self.native else tokens
+        asks = return_all_codes and plain and case["rotation"] == "no"
+        quantized, indices, *codes = self.layer(given, **call, **({"return_all_codes": True} if asks else {}))
+        if not self.native:
+            quantized = laid_out(case, quantized)
+        parts = list(indices) if self.grouped else [indices]
+        if self.native and case["channels"] == "first":
+            parts = [part.movedim(1, -1) for part in parts]
+        elif not self.native:
+            parts = [part.reshape(-1, *GRIDS[case["layout"]], *part.shape[2:]) for part in parts]
+        if asks:
+            codes = list(codes[0]) if self.grouped else codes
+        elif return_all_codes:
+            codes = self.codes(parts)
+        return quantized, parts, codes
+
+    def codes(self, parts):
+        """Codes (Q, B, ..., d) of indices (B, ..., Q) of each group."""
+        return [self._codes(stack, part) for stack, part in zip(stacks(self.layer), parts, strict=True)]
+
+    def outputs(self, parts):
+        """What indices (B, ..., Q) of each group decode to, (B, ..., D)."""
+        if self.case["rotation"] == "no":
+            pairs = zip(stacks(self.layer), parts, strict=True)
+            return torch.cat([stack.get_output_from_indices(part) for stack, part in pairs], -1)
+        pairs = zip(stacks(self.layer), self.codes(parts), strict=True)
+        return torch.cat([stack.project_out(codes.sum(0)) for stack, codes in pairs], -1)
+
+    def _codes(self, stack, indices):
+        codes = stack.get_codes_from_indices(indices)
+        if self.case["rotation"] == "no":
+            return codes
+        pairs = zip(codes, stack.layers, stack.scales, strict=True)
+        return torch.stack([(part / scale) @ stage.orthogonal_rot.T * scale for part, stage, scale in pairs])
+
+
+def case_is_sequence(case):
+    return case["layout"] == "sequence" and case["channels"] == "last" and case["maps"] == "no"
+
+
+def clear_tokens(case, peer, draws, number):
+    """Tokens (B, N, D) of which a rounding decides no code of a stage, given the noise of the stages before."""
+    generator = torch.Generator().manual_seed(100 + number)
+    dim = options_of(case).get("dim", len(options_of(case)["levels"]))
+    rows = BATCH * 12
+    tokens = torch.randn(rows, dim, generator=generator).to(peer_dtype(case))
+    tight = torch.ones(rows, dtype=torch.bool)
+
+    def look(stage, given):
+        levels = stage._levels - 1
+        z = given[0].reshape(rows, -1).double()
+        z = z @ stage.orthogonal_rot.double() if stage.orthogonal_rotation else z
+        place = levels * ((z.clamp(-1, 1) if stage.bound_hard_clamp else z.tanh()) + 1) / 2 + 0.5
+        near = (place - place.round()).abs() < MARGIN
+        if stage.bound_hard_clamp:
+            near = (near & (z.abs() < 1)) | ((z.abs() - 1).abs() < MARGIN / levels)
+        tight.logical_or_(near.any(-1))
+
+    hooks = [stage.register_forward_pre_hook(look) for stack in stacks(peer.layer) for stage in stack.layers]
+    for _ in range(60):
+        tokens[tight] = torch.randn(int(tight.sum()), dim, generator=generator).to(tokens.dtype)
+        tight.zero_()
+        with context(case):
+            peer(sequence(case, tokens))
+        if not tight.any():
+            break
+    assert not tight.any()
+    for hook in hooks:
+        hook.remove()
+    return sequence(case, tokens)
+
+
+def sequence(case, rows):
+    """Rows (B N, D) as (B, N, D), N = 1 of rows that are no sequences."""
+    return rows[:, None] if case["layout"] == "rows" else rows.view(BATCH, 12, -1)
+
+
+def peer_dtype(case):
+    return {"bfloat16 input": torch.bfloat16, "float64": torch.float64}.get(case["dtype"], torch.float32)
+
+
+def run(ask, layer, case, tokens, call):
+    """Results and gradients of one step."""
+    layer.zero_grad()
+    tokens = tokens.clone().requires_grad_(case["input"] == "learnt")
+    with context(case), torch.set_grad_enabled(case["input"] != "without gradients"):
+        quantized, indices, codes = ask(tokens, **call)
+    backward(quantized)
+    results = {"quantized": quantized, "indices": torch.stack(indices), "gradient of x": tokens.grad}
+    results |= {"codes": torch.stack(codes)} if codes else {}
+    return results | {f"gradient of {name}": parameter.grad for name, parameter in layer.named_parameters()}
+
+
+def asked(case, layer):
+    """Our layer, called as the case has it, its indices with the stages last and a list of groups."""
+
+    def ask(tokens, **call):
+        x = laid_out(case, tokens)
+        quantized, indices, *codes = layer(x, **call)
+        assert quantized.shape == x.shape
+        assert quantized.dtype == x.dtype or case["dtype"] == "autocast"
+        parts = list(indices) if hasattr(layer, "rvqs") else [indices]
+        parts = [part.movedim(1, -1) if case["channels"] == "first" else part for part in parts]
+        return quantized, parts, [*codes[0]] if codes and hasattr(layer, "rvqs") else codes
+
+    return ask
+
+
+def comparable(case, results, stack):
+    """Results without the dtypes that differ."""
+    results = dict(results)
+    if stack.quantize_dropout:
+        results["indices"] = results["indices"].long()
+    if case["dtype"] == "bfloat16 input":
+        results["quantized"] = results["quantized"].float()
+    return results
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_a_case(case, draws):
+    check(case, draws)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", OTHERS, ids=name_of)
+def test_another_case(case, draws):
+    check(case, draws)
+
+
+def check(case, draws):
+    rough = case["dtype"] in ("bfloat16 input", "autocast")
+    theirs, layer = pair(case, draws)
+    peer, stack = Peer(case, theirs), stacks(layer)[0]
+    for step, seed in enumerate(seeds(stack)):
+        training = step < 2
+        theirs.train(training)
+        layer.train(training)
+        draws.seed = seed
+        call = {"return_all_codes": True} if case["call"] == "all codes" else {}
+        if case["seed"] == "given" and not peer.grouped:
+            call["rand_quantize_dropout_fixed_seed"] = seed
+        tokens = clear_tokens(case, peer, draws, step)
+        found = comparable(case, run(asked(case, layer), layer, case, tokens, call), stack)
+        due = comparable(case, run(peer, theirs, case, tokens, call), stack)
+        assert_results(found, due, f"step {step}", rough)
+        assert_decoding(case, layer, peer, found)
+        if training:
+            descend(layer, found, 1e-2)
+            theirs.load_state_dict(layer.state_dict(), strict=True)
+    assert_attributes(case, layer, theirs)
+
+
+@torch.no_grad()
+def assert_decoding(case, layer, peer, found):
+    """Codes and outputs of indices, also of those that end early and of tokens without a code."""
+    first, every = case["channels"] == "first", stacks(layer)[0].num_quantizers
+    parts = list(found["indices"])
+    blank = [part.long() for part in parts]
+    for part in blank:
+        part[0] = -1
+    cases = [parts, blank]
+    if stacks(layer)[0].quantize_dropout and not first:
+        cases.append([part[..., : every - 1] for part in blank])
+    for given in cases:
+        # Channel first as the layer gives them, which the library does not take.
+        mine = [part.movedim(-1, 1) if first else part for part in given]
+        mine = torch.stack(mine) if peer.grouped else mine[0]
+        codes, due = layer.get_codes_from_indices(mine), torch.stack(peer.codes(given))
+        assert_results({"codes": codes if peer.grouped else codes[None]}, {"codes": due}, "of indices")
+        wanted = peer.outputs(given)
+        wanted = wanted.movedim(-1, 1) if first or case["maps"] == "yes" else wanted
+        assert_results({"output": layer.get_output_from_indices(mine)}, {"output": wanted}, "of indices")
+
+
+def assert_attributes(case, layer, theirs):
+    for one, two in zip(stacks(layer), stacks(theirs), strict=True):
+        names = ["codebook_size", "levels", "num_quantizers", "has_projections", "quantize_dropout"]
+        for name in [*names, "quantize_dropout_cutoff_index", "quantize_dropout_multiple_of"]:
+            assert getattr(one, name) == getattr(two, name), name
+        close(one.scales, two.scales, "scales")
+        assert (one.soft_clamp_input_value is None) == (two.soft_clamp_input_value is None)
+        if two.soft_clamp_input_value is not None:
+            close(one.soft_clamp_input_value, two.soft_clamp_input_value, "soft clamp")
+        if case["rotation"] == "no":
+            close(one.codebooks, two.codebooks, "codebooks")
+    assert layer.codebook_size == theirs.codebook_size
+    if hasattr(layer, "rvqs"):
+        assert (layer.dim, layer.groups) == (theirs.dim, theirs.groups)
+        assert layer.codebooks.shape == theirs.codebooks.shape
