@@ -8,8 +8,8 @@ raises or is wrong it is asked in another way, see `Peer`:
   of channel-first indices, as sequences;
 - all codes, where they come from indices that are channel first, as codes of indices;
 - codes of a rotated stage: they are rotated back here.
-Two dtypes are not compared: of indices where stages may be dropped, and of what comes of bfloat16 input; see
-`test_residual_fsq_upstream`.
+Not compared are bfloat16 layers, and two dtypes: of indices where stages may be dropped, and of what comes of bfloat16
+input; see `test_residual_fsq_upstream`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,23 @@ BATCH, GRIDS = 3, {"sequence": (12,), "image": (3, 4), "video": (2, 2, 3), "rows
 MARGIN = 5e-3
 
 
+class StepDraws(SharedDraws):
+    """Noise, and the seeds of the stages that are dropped: of a step the first one asked for, then others."""
+
+    seed, asked = 0, 0
+
+    def new_step(self):
+        self.asked = 0
+
+    def next_seed(self):
+        self.asked += 1
+        return self.seed + 7 * (self.asked - 1)
+
+
 @pytest.fixture
 def draws(monkeypatch):
     """The same noise and the same number of stages for both."""
-    shared = SharedDraws()
+    shared = StepDraws()
     monkeypatch.setattr(module, "torch", shared)
     monkeypatch.setattr(fsq, "torch", shared)
     monkeypatch.setattr(
@@ -49,9 +62,9 @@ def draws(monkeypatch):
         "draw_last_stage",
         lambda low, high, *, seed, **rest: torch.tensor(random.Random(int(seed)).randrange(low, high)),
     )
-    monkeypatch.setattr(upstream_stacks, "get_maybe_sync_seed", lambda device: shared.seed)
+    monkeypatch.setattr(upstream_stacks, "get_maybe_sync_seed", lambda device: shared.next_seed())
     monkeypatch.setattr(
-        quantizer_dropout.QuantizerDropout, "dropout_seed", lambda self, device: torch.tensor(shared.seed)
+        quantizer_dropout.QuantizerDropout, "dropout_seed", lambda self, device: torch.tensor(shared.next_seed())
     )
     return shared
 
@@ -97,8 +110,8 @@ def context(case):
 class Peer:
     """The library's layer, asked for the results that ours lays out as the case has it."""
 
-    def __init__(self, case, layer):
-        self.case, self.layer = case, layer
+    def __init__(self, case, layer, draws):
+        self.case, self.layer, self.draws = case, layer, draws
         self.grouped = hasattr(layer, "rvqs")
         first, kept = case["channels"] == "first", case["books"] == "kept"
         groups_of_either = self.grouped and first != (case["maps"] == "yes")
@@ -112,6 +125,7 @@ class Peer:
         """quantized, indices (G, B, ..., Q), codes (Q, B, ..., d) of each group; or without the G."""
         case, plain = self.case, self.native and case_is_sequence(self.case)
         given = laid_out(case, tokens) if self.native else tokens
+        self.draws.new_step()
         asks = return_all_codes and plain and case["rotation"] == "no"
         quantized, indices, *codes = self.layer(given, **call, **({"return_all_codes": True} if asks else {}))
         if not self.native:
@@ -151,7 +165,7 @@ def case_is_sequence(case):
     return case["layout"] == "sequence" and case["channels"] == "last" and case["maps"] == "no"
 
 
-def clear_tokens(case, peer, draws, number):
+def clear_tokens(case, peer, number, call):
     """Tokens (B, N, D) of which a rounding decides no code of a stage, given the noise of the stages before."""
     generator = torch.Generator().manual_seed(100 + number)
     dim = options_of(case).get("dim", len(options_of(case)["levels"]))
@@ -173,8 +187,8 @@ def clear_tokens(case, peer, draws, number):
     for _ in range(60):
         tokens[tight] = torch.randn(int(tight.sum()), dim, generator=generator).to(tokens.dtype)
         tight.zero_()
-        with context(case):
-            peer(sequence(case, tokens))
+        with context(case), torch.set_grad_enabled(case["input"] != "without gradients"):  # or stages are dropped
+            peer(sequence(case, tokens), **call)
         if not tight.any():
             break
     assert not tight.any()
@@ -204,11 +218,12 @@ def run(ask, layer, case, tokens, call):
     return results | {f"gradient of {name}": parameter.grad for name, parameter in layer.named_parameters()}
 
 
-def asked(case, layer):
+def asked(case, layer, draws):
     """Our layer, called as the case has it, its indices with the stages last and a list of groups."""
 
     def ask(tokens, **call):
         x = laid_out(case, tokens)
+        draws.new_step()
         quantized, indices, *codes = layer(x, **call)
         assert quantized.shape == x.shape
         assert quantized.dtype == x.dtype or case["dtype"] == "autocast"
@@ -243,17 +258,18 @@ def test_another_case(case, draws):
 def check(case, draws):
     rough = case["dtype"] in ("bfloat16 input", "autocast")
     theirs, layer = pair(case, draws)
-    peer, stack = Peer(case, theirs), stacks(layer)[0]
+    peer, stack = Peer(case, theirs, draws), stacks(layer)[0]
     for step, seed in enumerate(seeds(stack)):
         training = step < 2
         theirs.train(training)
         layer.train(training)
-        draws.seed = seed
+        # One that is given is not the one that would be drawn.
+        draws.seed = seed + 1 if case["seed"] == "given" and not peer.grouped else seed
         call = {"return_all_codes": True} if case["call"] == "all codes" else {}
         if case["seed"] == "given" and not peer.grouped:
             call["rand_quantize_dropout_fixed_seed"] = seed
-        tokens = clear_tokens(case, peer, draws, step)
-        found = comparable(case, run(asked(case, layer), layer, case, tokens, call), stack)
+        tokens = clear_tokens(case, peer, step, call)
+        found = comparable(case, run(asked(case, layer, draws), layer, case, tokens, call), stack)
         due = comparable(case, run(peer, theirs, case, tokens, call), stack)
         assert_results(found, due, f"step {step}", rough)
         assert_decoding(case, layer, peer, found)
