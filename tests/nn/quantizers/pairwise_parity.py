@@ -58,7 +58,8 @@ class SharedDraws:
         self.generator = torch.Generator().manual_seed(seed)
 
     def rand_like(self, x):
-        return torch.rand(x.shape, generator=self.generator).to(x.dtype)
+        # What bfloat16 holds, or a comparison with these numbers would depend on the dtype.
+        return ((torch.randint(128, x.shape, generator=self.generator) + 0.5) / 128).to(x.dtype)
 
     def full_like(self, x, value):
         return Coins(torch.rand(x.shape, generator=self.generator), value)
