@@ -57,7 +57,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 CALLS = {
     "layout": ("sequence", "image", "video", "rows"),
-    "dtype": ("float32", "float64", "bfloat16 input", "autocast"),
+    "dtype": ("float32", "float64", "bfloat16", "bfloat16 input", "autocast"),
     "input": ("learnt", "fixed", "without gradients"),
     "call": ("plain", "all codes"),
     "seed": ("drawn", "given"),

@@ -7,9 +7,10 @@ raises or is wrong it is asked in another way, see `Peer`:
 - whatever is neither a sequence nor channel first, groups of either but for maps that are channel first, and kept axes
   of channel-first indices, as sequences;
 - all codes, where they come from indices that are channel first, as codes of indices;
-- codes of a rotated stage: they are rotated back here.
-Not compared are bfloat16 layers, and two dtypes: of indices where stages may be dropped, and of what comes of bfloat16
-input; see `test_residual_fsq_upstream`.
+- codes of a rotated stage: they are rotated back here;
+- bfloat16 layers, of which it rounds what it computes: their stacks are float32 ones between their projections.
+Two dtypes are not compared: of indices where stages may be dropped, and of what comes of bfloat16 input; see
+`test_residual_fsq_upstream`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:FSQ. orthogonal_rotation mixes c
 BATCH, GRIDS = 3, {"sequence": (12,), "image": (3, 4), "video": (2, 2, 3), "rows": ()}
 # How far from where it would become another code a number stays, in steps between codes.
 MARGIN = 5e-3
+# The dtypes of layers and of their input.
+LAYERS = {"float64": torch.float64, "bfloat16": torch.bfloat16}
+INPUTS = {**LAYERS, "bfloat16 input": torch.bfloat16}
+EXACT = ("bfloat16", "autocast")
 
 
 class StepDraws(SharedDraws):
@@ -75,16 +80,35 @@ def stacks(layer):
 
 
 def pair(case, draws):
-    options, dtype = options_of(case), torch.float64 if case["dtype"] == "float64" else torch.float32
+    options, dtype = options_of(case), LAYERS.get(case["dtype"], torch.float32)
     kind = "GroupedResidualFSQ" if "groups" in options else "ResidualFSQ"
     torch.manual_seed(5)
     peer = getattr(upstream, kind)(**options).to(dtype)
+    make_exact(case, peer)
     layer = loaded(getattr(nn, kind)(**options).to(dtype), peer)
     for one in (peer, layer):
         for number, stack in enumerate(stacks(one)):
-            # Or the noise of a stage that only one of them computes would move that of the groups after.
-            stack.register_forward_pre_hook(lambda *_, number=number: draws.restart(10 * draws.seed + number))
+            restart_noise(stack, number, draws)
     return peer, layer
+
+
+def restart_noise(stack, number, draws):
+    """Or the noise of a stage that only one layer computes would move that of the groups after."""
+    stack.register_forward_pre_hook(lambda *_: draws.restart(10 * draws.seed + number))
+
+
+@torch.no_grad()
+def make_exact(case, layer):
+    """Weights so coarse that half precision holds their sums over coarse tokens, however they are added up."""
+    if case["dtype"] in EXACT:
+        for parameter in layer.parameters():
+            parameter.copy_((parameter * 4).round() / 4)
+
+
+def draw(case, rows, dim, generator):
+    tokens = torch.randn(rows, dim, generator=generator)
+    tokens = (tokens * 4).round() / 4 if case["dtype"] in EXACT and case["dim"] == "given" else tokens
+    return tokens.to(INPUTS.get(case["dtype"], torch.float32))
 
 
 def seeds(stack):
@@ -111,7 +135,7 @@ class Peer:
     """The library's layer, asked for the results that ours lays out as the case has it."""
 
     def __init__(self, case, layer, draws):
-        self.case, self.layer, self.draws = case, layer, draws
+        self.case, self.layer, self.draws, self.inner = case, layer, draws, stacks(layer)
         self.grouped = hasattr(layer, "rvqs")
         first, kept = case["channels"] == "first", case["books"] == "kept"
         groups_of_either = self.grouped and first != (case["maps"] == "yes")
@@ -143,7 +167,7 @@ class Peer:
 
     def codes(self, parts):
         """Codes (Q, B, ..., d) of indices (B, ..., Q) of each group."""
-        return [self._codes(stack, part) for stack, part in zip(stacks(self.layer), parts, strict=True)]
+        return [self._codes(stack, part) for stack, part in zip(self.inner, parts, strict=True)]
 
     def outputs(self, parts):
         """What indices (B, ..., Q) of each group decode to, (B, ..., D)."""
@@ -161,6 +185,38 @@ class Peer:
         return torch.stack([(part / scale) @ stage.orthogonal_rot.T * scale for part, stage, scale in pairs])
 
 
+class HalfPeer(Peer):
+    """The library's layer of half precision, but for its stacks, which are float32 with what the layer rounded."""
+
+    def __init__(self, case, layer, draws):
+        super().__init__(case, layer, draws)
+        outside = ("dim", "groups", "accept_image_fmap", "is_channel_first")
+        inner = {name: value for name, value in options_of(case).items() if name not in outside}
+        self.inner = [upstream.ResidualFSQ(**inner) for _ in stacks(layer)]
+        for number, (core, stack) in enumerate(zip(self.inner, stacks(layer), strict=True)):
+            restart_noise(core, number, draws)
+            core.load_state_dict({name: part for name, part in stack.state_dict().items() if "project" not in name})
+            if core.soft_clamp_input_value is not None:
+                core.soft_clamp_input_value.copy_(stack.soft_clamp_input_value)
+
+    def __call__(self, tokens, return_all_codes=False, rand_quantize_dropout_fixed_seed=None):
+        case, outputs, found = self.case, [], []
+        self.draws.new_step()
+        seed = self.draws.next_seed() if self.grouped else rand_quantize_dropout_fixed_seed
+        chunks = tokens.chunk(len(self.inner), -1)
+        for core, stack, x in zip(self.inner, stacks(self.layer), chunks, strict=True):
+            z = stack.project_in(x)
+            quantized, indices = core.train(stack.training)(z.float(), rand_quantize_dropout_fixed_seed=seed)
+            outputs.append(stack.project_out(quantized.to(z.dtype)))
+            found.append(indices.reshape(-1, *GRIDS[case["layout"]], *indices.shape[2:]))
+        return laid_out(case, torch.cat(outputs, -1)), found, self.codes(found) if return_all_codes else []
+
+    def outputs(self, parts):
+        sums = [codes.sum(0) for codes in self.codes(parts)]
+        pairs = zip(stacks(self.layer), sums, strict=True)
+        return torch.cat([s.project_out(q.to(getattr(s.project_out, "weight", q).dtype)) for s, q in pairs], -1)
+
+
 def case_is_sequence(case):
     return case["layout"] == "sequence" and case["channels"] == "last" and case["maps"] == "no"
 
@@ -170,7 +226,7 @@ def clear_tokens(case, peer, number, call):
     generator = torch.Generator().manual_seed(100 + number)
     dim = options_of(case).get("dim", len(options_of(case)["levels"]))
     rows = BATCH * 12
-    tokens = torch.randn(rows, dim, generator=generator).to(peer_dtype(case))
+    tokens = draw(case, rows, dim, generator)
     tight = torch.ones(rows, dtype=torch.bool)
 
     def look(stage, given):
@@ -183,9 +239,9 @@ def clear_tokens(case, peer, number, call):
             near = (near & (z.abs() < 1)) | ((z.abs() - 1).abs() < MARGIN / levels)
         tight.logical_or_(near.any(-1))
 
-    hooks = [stage.register_forward_pre_hook(look) for stack in stacks(peer.layer) for stage in stack.layers]
+    hooks = [stage.register_forward_pre_hook(look) for stack in peer.inner for stage in stack.layers]
     for _ in range(60):
-        tokens[tight] = torch.randn(int(tight.sum()), dim, generator=generator).to(tokens.dtype)
+        tokens[tight] = draw(case, int(tight.sum()), dim, generator)
         tight.zero_()
         with context(case), torch.set_grad_enabled(case["input"] != "without gradients"):  # or stages are dropped
             peer(sequence(case, tokens), **call)
@@ -200,10 +256,6 @@ def clear_tokens(case, peer, number, call):
 def sequence(case, rows):
     """Rows (B N, D) as (B, N, D), N = 1 of rows that are no sequences."""
     return rows[:, None] if case["layout"] == "rows" else rows.view(BATCH, 12, -1)
-
-
-def peer_dtype(case):
-    return {"bfloat16 input": torch.bfloat16, "float64": torch.float64}.get(case["dtype"], torch.float32)
 
 
 def run(ask, layer, case, tokens, call):
@@ -256,9 +308,10 @@ def test_another_case(case, draws):
 
 
 def check(case, draws):
-    rough = case["dtype"] in ("bfloat16 input", "autocast")
+    rough = case["dtype"] in ("bfloat16", "bfloat16 input", "autocast")
     theirs, layer = pair(case, draws)
-    peer, stack = Peer(case, theirs, draws), stacks(layer)[0]
+    peer = (HalfPeer if case["dtype"] == "bfloat16" else Peer)(case, theirs, draws)
+    stack = stacks(layer)[0]
     for step, seed in enumerate(seeds(stack)):
         training = step < 2
         theirs.train(training)
@@ -272,15 +325,16 @@ def check(case, draws):
         found = comparable(case, run(asked(case, layer, draws), layer, case, tokens, call), stack)
         due = comparable(case, run(peer, theirs, case, tokens, call), stack)
         assert_results(found, due, f"step {step}", rough)
-        assert_decoding(case, layer, peer, found)
+        assert_decoding(case, layer, peer, found, rough)
         if training:
             descend(layer, found, 1e-2)
+            make_exact(case, layer)
             theirs.load_state_dict(layer.state_dict(), strict=True)
-    assert_attributes(case, layer, theirs)
+    assert_attributes(case, layer, theirs, rough)
 
 
 @torch.no_grad()
-def assert_decoding(case, layer, peer, found):
+def assert_decoding(case, layer, peer, found, rough):
     """Codes and outputs of indices, also of those that end early and of tokens without a code."""
     first, every = case["channels"] == "first", stacks(layer)[0].num_quantizers
     parts = list(found["indices"])
@@ -295,23 +349,23 @@ def assert_decoding(case, layer, peer, found):
         mine = [part.movedim(-1, 1) if first else part for part in given]
         mine = torch.stack(mine) if peer.grouped else mine[0]
         codes, due = layer.get_codes_from_indices(mine), torch.stack(peer.codes(given))
-        assert_results({"codes": codes if peer.grouped else codes[None]}, {"codes": due}, "of indices")
+        assert_results({"codes": codes if peer.grouped else codes[None]}, {"codes": due}, "of indices", rough)
         wanted = peer.outputs(given)
         wanted = wanted.movedim(-1, 1) if first or case["maps"] == "yes" else wanted
-        assert_results({"output": layer.get_output_from_indices(mine)}, {"output": wanted}, "of indices")
+        assert_results({"output": layer.get_output_from_indices(mine)}, {"output": wanted}, "of indices", rough)
 
 
-def assert_attributes(case, layer, theirs):
+def assert_attributes(case, layer, theirs, rough):
     for one, two in zip(stacks(layer), stacks(theirs), strict=True):
         names = ["codebook_size", "levels", "num_quantizers", "has_projections", "quantize_dropout"]
         for name in [*names, "quantize_dropout_cutoff_index", "quantize_dropout_multiple_of"]:
             assert getattr(one, name) == getattr(two, name), name
-        close(one.scales, two.scales, "scales")
+        close(one.scales, two.scales, "scales", rough)
         assert (one.soft_clamp_input_value is None) == (two.soft_clamp_input_value is None)
         if two.soft_clamp_input_value is not None:
             close(one.soft_clamp_input_value, two.soft_clamp_input_value, "soft clamp")
         if case["rotation"] == "no":
-            close(one.codebooks, two.codebooks, "codebooks")
+            close(one.codebooks, two.codebooks, "codebooks", rough)
     assert layer.codebook_size == theirs.codebook_size
     if hasattr(layer, "rvqs"):
         assert (layer.dim, layer.groups) == (theirs.dim, theirs.groups)
