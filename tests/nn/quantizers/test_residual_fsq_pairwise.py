@@ -112,13 +112,13 @@ def draw(case, rows, dim, generator):
 
 
 def seeds(stack):
-    """A seed for each of three steps; most drop stages, if the stack does."""
+    """A seed for each of three steps, that of the fewest stages first."""
     low, high, multiple = stack.quantize_dropout_cutoff_index, stack.num_quantizers, stack.quantize_dropout_multiple_of
     if not stack.quantize_dropout:
         return [3, 4, 5]
     kept = {seed: -(-(random.Random(seed).randrange(low, high) + 1) // multiple) * multiple for seed in range(60)}
     by_kept = {min(stages, high): seed for seed, stages in kept.items()}
-    return (list(by_kept.values()) * 3)[:3]
+    return ([seed for _, seed in sorted(by_kept.items())] * 3)[:3]
 
 
 def laid_out(case, tokens):

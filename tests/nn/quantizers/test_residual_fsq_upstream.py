@@ -42,6 +42,23 @@ def _same_draws(monkeypatch):
     monkeypatch.setattr(quantizer_dropout, "draw_last_stage", peers_draw)
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"return_indices": False},
+        {"num_codebooks": 2},
+        {"preserve_symmetry": True},
+        {"soft_clamp_input_value": 2.0},
+        {"levels": [5, 1]},
+        {"quantize_dropout_cutoff_index": -1},
+    ],
+)
+def test_options_of_a_stage_that_both_refuse(option):
+    for kind in (upstream.ResidualFSQ, ResidualFSQ):
+        with pytest.raises((AssertionError, AttributeError, TypeError, ValueError)):
+            kind(**({"levels": LEVELS, "num_quantizers": 4} | option))
+
+
 def test_the_peer_decodes_without_the_rotation():
     peer, layer = (layer.eval() for layer in pair({"levels": [5, 5, 5], "orthogonal_rotation": True}))
     x = torch.rand(2, 9, 3) - 0.5
