@@ -48,6 +48,15 @@ def test_evaluation_gives_the_middle_of_the_bin(name, inverse):
     torch.testing.assert_close(layer.indices_to_codes(indices), quantized, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+def test_half_precision_input_reaches_every_bin_and_its_middle(inverse):
+    layer = FSP([200], act_name="cauchy", need_inv_act=inverse).eval()
+    x = torch.tensor([-200.0, -60.0, 0.0, 60.0, 200.0])[:, None].bfloat16()
+    quantized, indices, _, _ = layer(x)
+    assert indices.tolist() == [0, 1, 100, 198, 199]
+    torch.testing.assert_close(quantized, layer.indices_to_codes(indices).bfloat16())
+
+
 def test_perturbations_stay_within_half_a_bin_and_within_0_and_1():
     levels = torch.tensor([4, 7])
     layer = FSP(levels.tolist())

@@ -81,6 +81,17 @@ def test_evaluation_gives_exactly_what_the_indices_decode_to(options, shape, gri
         torch.testing.assert_close(layer.indices_to_codes(indices), quantized, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_half_precision_numbers_are_not_rounded_again_where_they_are_quantized(symmetric):
+    z = torch.linspace(-2, 2, 300)[None, :, None].bfloat16()
+    unforced, forced = (
+        FSQ([250], preserve_symmetry=symmetric, force_quantization_f32=force)(z) for force in (False, True)
+    )
+    assert torch.equal(unforced[1], forced[1])
+    assert torch.equal(unforced[0], forced[0])
+    assert unforced[0].dtype == torch.bfloat16
+
+
 def test_codebooks_beyond_32_bits_take_64_bit_indices_and_no_memory():
     levels = [1000] * 6
     layer = FSQ(levels)

@@ -18,6 +18,7 @@ import torch
 from ferrovae.nn import LFQ
 from ferrovae.nn.quantizers import lfq
 from nn.quantizers.lfq_cases import CASES, OTHERS, name_of, options_of
+from nn.quantizers.pairwise_parity import close
 
 upstream = pytest.importorskip(
     "vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed (extra `bench`)"
@@ -132,12 +133,6 @@ def run(ask, case, layer, tokens, shown, call):
     if isinstance(temperature, torch.Tensor):
         gradients["inv_temperature"] = temperature.grad
     return {"quantized": quantized, "indices": indices, "loss": loss, "terms": terms}, gradients
-
-
-def close(one, two, what, rough):
-    """Close in the measure of the largest entry."""
-    tolerance = (2e-2 if rough else 2e-4) * max(1.0, float(two.detach().abs().max()) if two.numel() else 0.0)
-    torch.testing.assert_close(one.double(), two.double(), rtol=0, atol=tolerance, msg=lambda m: f"{what}: {m}")
 
 
 def assert_same(found, due, what, rough, loss_dtype):

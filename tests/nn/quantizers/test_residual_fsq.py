@@ -57,6 +57,15 @@ def test_indices_decode_to_the_output_in_every_layout(options, shape, indices_sh
     torch.testing.assert_close(layer.project_out(codes.sum(0)), quantized, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"dim": 5}, {"bound_hard_clamp": False}])
+def test_codes_of_a_float64_layer_are_float64(options):
+    layer = stack(**options).double().eval()
+    quantized, indices, codes = layer(torch.randn(2, 6, layer.dim).double(), return_all_codes=True)
+    assert codes.dtype == torch.float64
+    torch.testing.assert_close(layer.project_out(codes.sum(0)), quantized, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(layer.get_codes_from_indices(indices), codes)
+
+
 def test_codebooks_hold_the_codes_before_their_scales():
     layer = stack(levels=[4, 4], orthogonal_rotation=True).eval()
     _, indices, codes = layer(torch.randn(2, 5, 2), return_all_codes=True)

@@ -108,7 +108,8 @@ class FSP(nn.Module):
 
         Args:
             z: (..., D), or (B, D, ...) with `channel_first`; floating point.
-            eps: how far from 1 (and, for F^-1, from 0) u is kept; by default the resolution of the dtype of z.
+            eps: how far from 1 (and, for F^-1, from 0) u is kept; by default the resolution of its dtype, float32 for
+                half precision.
 
         Returns:
             quantized: shaped as z; in eval mode the codes.
@@ -126,11 +127,12 @@ class FSP(nn.Module):
         fits = z.ndim >= (2 if self.channel_first else 1) and z.shape[channel_dim] == self.dim
         require(self, fits, f"z is {tuple(z.shape)}, expected {expected}")
         check_floating(self, "z", z)
-        eps = eps or torch.finfo(z.dtype).eps
         projected = self.project_in(z.movedim(channel_dim, -1))
         dtype, shape = projected.dtype, projected.shape
         with torch.autocast(z.device.type, enabled=False):
             rows = projected.to(torch.promote_types(dtype, torch.float32)).reshape(-1, self.codebook_dim)
+            # of half precision it would shut the last of many bins
+            eps = eps or torch.finfo(rows.dtype).eps
             norm_loss, moments = self.vector_norm(rows)
             act = self.act_func(rows)
             value, levels = self.quantize_act_value(act, eps)

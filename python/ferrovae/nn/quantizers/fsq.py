@@ -41,7 +41,8 @@ class FSQ(nn.Module):
         channel_first: x is (B, D, ...), as it always is with 4 axes or more.
         projection_has_bias: whether the linear layers have a bias.
         return_indices: otherwise indices are None.
-        force_quantization_f32: quantize in float32 whatever the dtype of x, and outside autocast.
+        force_quantization_f32: quantize in float32 whatever the dtype of x, and outside autocast. Otherwise only what
+            is bounded and rounded is float32, and a rotation has the dtype of x.
         preserve_symmetry: levels symmetric about 0, -1 and 1 among them.
         noise_dropout: the probability, in training, with which an element of the code gets noise uniform on
             [-1/2, 1/2), clamped to [-1, 1]; needs `preserve_symmetry`. Indices are those without noise.
@@ -151,6 +152,7 @@ class FSQ(nn.Module):
 
     def symmetry_preserving_bound(self, z: Tensor, hard_clamp: bool = False) -> Tensor:
         """Codes of z, (..., d) -> (..., d), by the second formula."""
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
         steps = (self._levels - 1).to(z.dtype)
         place = steps * (_bounded(z, hard_clamp) + 1) / 2 + 0.5
         return 2 / steps * _StraightThrough.apply(place, True) - 1

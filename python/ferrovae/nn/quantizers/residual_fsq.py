@@ -43,6 +43,7 @@ class ResidualFSQ(QuantizerDropout):
     """
 
     soft_clamp_input_value: Tensor | None
+    _of_dtype: Tensor
 
     def __init__(
         self,
@@ -96,6 +97,8 @@ class ResidualFSQ(QuantizerDropout):
                 f"soft_clamp_input_value is {tuple(soft_clamp_input_value.shape)}, expected a number or ({channels},)",
             )
         self.register_buffer("soft_clamp_input_value", soft_clamp_input_value, persistent=False)
+        # a layer without projections or clamp has nothing else that follows `.double()`
+        self.register_buffer("_of_dtype", torch.empty(0), persistent=False)
 
     @property
     def scales(self) -> Tensor:
@@ -114,7 +117,7 @@ class ResidualFSQ(QuantizerDropout):
         return weight if isinstance(weight, Tensor) and weight.requires_grad else None
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
-        """The scaled code of every stage: (B, ..., q) -> (Q, B, ..., d), float32.
+        """The scaled code of every stage: (B, ..., q) -> (Q, B, ..., d), float32, or float64 of a float64 layer.
 
         -1, and stages beyond q, give zeros; fewer than Q stages need `quantize_dropout`. With `is_channel_first` the
         indices may also lie as `forward` gives them, (B, Q, ...); they are read so where their second axis is Q.
@@ -124,7 +127,7 @@ class ResidualFSQ(QuantizerDropout):
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """What `forward` gives for these indices in eval mode: (B, ..., q) -> (B, ..., D).
 
-        With `is_channel_first`, indices (B, Q, ...) give (B, D, ...).
+        With `is_channel_first`, indices (B, Q, ...) give (B, D, ...). An axis of 1 that the indices keep stays.
         """
         indices, channel_first = self._stages_last(indices)
         quantized = self._codes(indices).sum(dim=0)
@@ -168,7 +171,7 @@ class ResidualFSQ(QuantizerDropout):
             )
         out = self.project_out(quantized.to(z.dtype)).movedim(-1, channel_dim)
         laid_out = indices.movedim(-1, channel_dim)
-        return (out, laid_out, self._codes(indices)) if return_all_codes else (out, laid_out)
+        return (out, laid_out, self._codes(indices, quantized.dtype)) if return_all_codes else (out, laid_out)
 
     def _quantize(self, z: Tensor, seed: int | Tensor | None) -> tuple[Tensor, Tensor]:
         """Vectors (B, ..., d), float32 or float64 -> their sums of codes, and indices (B, ..., Q)."""
@@ -189,13 +192,15 @@ class ResidualFSQ(QuantizerDropout):
             all_indices.append(indices[..., None] if stage.keep_num_codebooks_dim else indices)
         return quantized, torch.stack(all_indices, dim=-1)
 
-    def _codes(self, indices: Tensor) -> Tensor:
-        """(B, ..., q) -> (Q, B, ..., d)."""
+    def _codes(self, indices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """(B, ..., q) -> (Q, B, ..., d), by default of the dtype of the layer, at least float32."""
+        if dtype is None:
+            dtype = torch.promote_types(self._of_dtype.dtype, torch.float32)
         indices = self.complete_stages(indices)
         check_indices(self, indices, self.codebook_size, least=-1)
         codes = []
         for stage, scale, index in zip(self._stages(), self.scales, indices.unbind(-1), strict=True):
-            code = stage.rotate_back(stage._indices_to_codes(index.clamp(min=0))) * scale
+            code = stage.rotate_back(stage._indices_to_codes(index.clamp(min=0)).to(dtype)) * scale
             codes.append(torch.where((index >= 0)[..., None], code, 0.0))
         return torch.stack(codes)
 
