@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 import torch
 
-from nn.quantizers.pairwise import Case
+from nn.quantizers.pairwise import Case, pairwise_cases
 
 STRAIGHT = {"rotation_trick": False}
 METRIC = {"euclidean": {}, "cosine": {"use_cosine_sim": True}}
@@ -63,3 +66,46 @@ def assert_same_state(ours, theirs, what):
         torch.testing.assert_close(
             one[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{what} state {n}: {m}"
         )
+
+
+def in_two_companies(
+    levels: Mapping[str, Sequence[str]], excluded: Iterable[Case] = ()
+) -> tuple[list[Case], list[Case]]:
+    """Cases with all pairs of levels, and the same pairs in other company."""
+    excluded = list(excluded)
+    turned = {name: tuple(levels[name])[::-1] for name in reversed(levels)}
+    return pairwise_cases(levels, excluded), pairwise_cases(turned, excluded)
+
+
+def options_at(case: Case, options: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The constructor's options of a case; what is a class makes its value anew."""
+    found: dict[str, Any] = {}
+    for factor, levels in options.items():
+        found |= levels[case[factor]]
+    return {name: value() if isinstance(value, type) else value for name, value in found.items()}
+
+
+def named(levels: Mapping[str, Sequence[str]]):
+    """Names of cases: the levels that are not their factor's first."""
+
+
+    def name_of(case: Case) -> str:
+        return ", ".join(f"{name} {level}" for name, level in case.items() if level != levels[name][0]) or "default"
+
+    return name_of
+
+
+def close(one, two, what, rough=False):
+    """Close in the measure of the largest entry, whatever the dtypes; a missing gradient is one of zeros."""
+    one, two = (torch.zeros(()) if t is None else t for t in (one, two))
+    one, two = torch.broadcast_tensors(one.double(), two.double())
+    tolerance = (4e-2 if rough else 2e-4) * max(1.0, float(two.detach().abs().max()) if two.numel() else 0.0)
+    torch.testing.assert_close(one, two, rtol=0, atol=tolerance, msg=lambda m: f"{what}: {m}")
+
+
+def step_down(layer, rate):
+    """One step of gradient descent with the gradients that the parameters have."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            if parameter.grad is not None:
+                parameter -= rate * parameter.grad
