@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ferrovae.nn.quantizers import quantizer_dropout
 from nn.quantizers.pairwise import Case, pairwise_cases
 
 STRAIGHT = {"rotation_trick": False}
@@ -88,7 +90,6 @@ def options_at(case: Case, options: Mapping[str, Mapping[str, Mapping[str, Any]]
 def named(levels: Mapping[str, Sequence[str]]):
     """Names of cases: the levels that are not their factor's first."""
 
-
     def name_of(case: Case) -> str:
         return ", ".join(f"{name} {level}" for name, level in case.items() if level != levels[name][0]) or "default"
 
@@ -109,3 +110,31 @@ def step_down(layer, rate):
         for parameter in layer.parameters():
             if parameter.grad is not None:
                 parameter -= rate * parameter.grad
+
+
+def one_dropout(monkeypatch, module):
+    """Ours and a stack of the library's module keep the same stages, drawn from the seed that the result holds."""
+    seed = [0]
+
+    def last_stage(low, high, *, seed, batch, device):
+        return torch.tensor(random.Random(int(seed)).randrange(low, high))
+
+    def dropout_seed(self, device):
+        return torch.tensor(seed[0])
+
+    monkeypatch.setattr(module, "get_maybe_sync_seed", lambda device: seed[0])
+    monkeypatch.setattr(quantizer_dropout.QuantizerDropout, "dropout_seed", dropout_seed)
+    monkeypatch.setattr(quantizer_dropout, "draw_last_stage", last_stage)
+    return seed
+
+
+def rounds_alike(projection):
+    """Make a linear layer see its rows as one matrix: torch rounds the bias of bfloat16 by how rows are laid out."""
+    shapes = []
+
+    def before(_, given):
+        shapes.append(given[0].shape[:-1])
+        return (given[0].reshape(-1, given[0].shape[-1]).contiguous(),)
+
+    projection.register_forward_pre_hook(before)
+    projection.register_forward_hook(lambda _, given, out: out.unflatten(0, shapes.pop()))

@@ -18,7 +18,7 @@ import torch
 from ferrovae.nn import LFQ
 from nn.quantizers.lfq_cases import CASES, OTHERS, name_of, options_of
 from nn.quantizers.lfq_draws import DrawnRows
-from nn.quantizers.pairwise_parity import close
+from nn.quantizers.pairwise_parity import close, rounds_alike
 
 upstream = pytest.importorskip(
     "vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed (extra `bench`)"
@@ -141,6 +141,8 @@ def check(case, draws):
     peer = upstream.LFQ(**options_of(case)).to(dtype)
     layer = LFQ(**options_of(case)).to(dtype)
     layer.load_state_dict(peer.state_dict(), strict=True)
+    for one in (peer, layer):
+        rounds_alike(one.project_in)
     draws.follow(peer)
     for step in range(2):
         given = batch(case, layer, step)

@@ -14,15 +14,12 @@ What spherical or rotated codes decode to, where it forgets sphere and rotation,
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
 from ferrovae import nn
-from ferrovae.nn.quantizers import quantizer_dropout
 from nn.quantizers.lfq_draws import DrawnRows
-from nn.quantizers.pairwise_parity import close, step_down
+from nn.quantizers.pairwise_parity import close, one_dropout, rounds_alike, step_down
 from nn.quantizers.residual_lfq_cases import BATCH, CASES, GRIDS, OTHERS, channels_first, name_of, options_of
 
 upstream = pytest.importorskip(
@@ -32,26 +29,9 @@ lfq_module = pytest.importorskip("vector_quantize_pytorch.lookup_free_quantizati
 stack_module = pytest.importorskip("vector_quantize_pytorch.residual_lfq")
 
 
-class Draws(DrawnRows):
-    """Also the seed of a step, and what is drawn from it."""
-
-    seed = 0
-
-
 @pytest.fixture
 def draws(monkeypatch):
-    shared = Draws(monkeypatch, lfq_module)
-
-    def last_stage(low, high, *, seed, batch, device):
-        return torch.tensor(random.Random(int(seed)).randrange(low, high))
-
-    def dropout_seed(self, device):
-        return torch.tensor(shared.seed)
-
-    monkeypatch.setattr(stack_module, "get_maybe_sync_seed", lambda device: shared.seed)
-    monkeypatch.setattr(quantizer_dropout.QuantizerDropout, "dropout_seed", dropout_seed)
-    monkeypatch.setattr(quantizer_dropout, "draw_last_stage", last_stage)
-    return shared
+    return DrawnRows(monkeypatch, lfq_module), one_dropout(monkeypatch, stack_module)
 
 
 class Peer:
@@ -70,13 +50,10 @@ class Peer:
         self.layer.to(torch.float64 if case["dtype"] == "float64" else torch.float32)
         if case["dtype"] == "bfloat16":
             for stack in stacks(self.layer):
-                stack.project_in.bfloat16().register_forward_pre_hook(lambda _, given: (self._rows(given[0].bfloat16()),))
-                stack.project_in.register_forward_hook(lambda _, given, out: self._rows(out, back=True).float())
-                stack.project_out.bfloat16().register_forward_pre_hook(lambda _, given: (given[0].bfloat16(),))
-
-    def _rows(self, x, back=False):
-        """Rows by themselves where those of ours are: torch rounds the bias of vectors and of sequences otherwise."""
-        return x if self.case["layout"] != "rows" else x[None] if back else x[0]
+                for projection in (stack.project_in, stack.project_out):
+                    projection.bfloat16().register_forward_pre_hook(lambda _, given: (given[0].bfloat16(),))
+                rounds_alike(stack.project_in)
+                stack.project_in.register_forward_hook(lambda _, given, out: out.float())
 
     def __call__(self, tokens, shown, call):
         results = self._ask(tokens, call)
@@ -151,6 +128,8 @@ class Ours:
         self.grouped = case["groups"] != "none"
         self.layer = (nn.GroupedResidualLFQ if self.grouped else nn.ResidualLFQ)(**options_of(case))
         self.layer.to(getattr(torch, case["dtype"]))
+        for stack in stacks(self.layer):
+            rounds_alike(stack.project_in)
 
     def __call__(self, tokens, shown, call):
         x = tokens.view(-1, *self.grid, tokens.shape[-1])
@@ -184,9 +163,10 @@ def run(asked, tokens, shown, call, case):
 def check_step(case, ours, theirs, number, draws):
     """Compare one step; returns its indices and output."""
     rough, decodes_alike = case["dtype"] == "bfloat16", case["sphere"] == case["rotation"] == "no"
-    draws.drawn.clear()
+    rows, seed = draws
+    rows.drawn.clear()
     tokens, shown, call = batch(case, ours.layer.dim, number)
-    draws.seed = call.get("rand_quantize_dropout_fixed_seed", 50 + number)
+    seed[0] = call.get("rand_quantize_dropout_fixed_seed", 50 + number)
     one, gradients = run(ours, tokens, shown, call, case)
     two, their_gradients = run(theirs, tokens, shown, call, case)
     assert one.keys() == two.keys()
@@ -209,7 +189,7 @@ def check(case, draws):
     ours.layer.load_state_dict(theirs.layer.state_dict(), strict=True)
     theirs.layer.load_state_dict(ours.layer.state_dict(), strict=True)
     close(ours.layer.codebooks, theirs.layer.codebooks, "codebooks")
-    draws.follow(theirs.layer)
+    draws[0].follow(theirs.layer)
     for step in range(2):
         check_step(case, ours, theirs, step, draws)
         step_down(ours.layer, 1e-3)
