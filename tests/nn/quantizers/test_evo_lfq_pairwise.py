@@ -251,7 +251,7 @@ def check_breeding(case, ours, peer):
         both(case, ours, peer, lambda model: model.step(population, fitness_of(case, []), is_sign=signs, **step))
     start: dict[str, Any] = {"shape": shape} if case["start"] == "shape" else {"pop_bits": population}
     if case["start"] == "data":
-        start["pop_bits"] = of_data
+        start["pop_bits"] = of_data.contiguous()  # the library draws by how genes lie in memory
     elif given and case["start"] == "shape":
         start["pop_size"] = 8
     check_evolution(case, ours, peer, start, {**step, "is_sign": signs}, {"generations": 3} if given else {})

@@ -253,8 +253,10 @@ def check_step(case, ours, peer, number, seed):
     close(out, due[0], f"step {number}: reconstruction")
     close(loss, due[2], f"step {number}: loss")
     assert gradients.keys() == their_gradients.keys()
+    # K-means leaves rows that are nearly codes, whose direction from each other is rounding.
+    starts = number == 0 and case["start"] != "given"
     for name in gradients:
-        close(gradients[name], their_gradients[name], f"step {number}: gradient of {name}")
+        close(gradients[name], their_gradients[name], f"step {number}: gradient of {name}", rough=starts)
     assert not peer.draws.replaced
     state = ours.state_dict()
     assert state.keys() == peer.layer.state_dict().keys()
