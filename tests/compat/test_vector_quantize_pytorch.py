@@ -190,21 +190,6 @@ def test_a_sequential_and_its_quantizer(monkeypatch: pytest.MonkeyPatch) -> None
     module(torch.randn(1, 5, 8))
 
 
-@pytest.mark.parametrize("options", [{}, {"num_codebooks": 2, "norm": False}])
-def test_random_projections_as_upstream_has_them(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from ferrovae.compat.vector_quantize_pytorch import _random_projection
-
-    # The quantizer inside is tested elsewhere.
-    monkeypatch.setattr(_random_projection, "VectorQuantize", upstream.VectorQuantize)
-    options = {**VQ, "codebook_dim": 4, **options}
-    ours, theirs = resolve("RandomProjectionQuantizer")(**options), upstream.RandomProjectionQuantizer(**options)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    x = torch.randn(2, 20, 8)
-    indices = ours(x)
-    assert torch.equal(indices, theirs(x))
-    torch.testing.assert_close(ours(x, indices=indices), theirs(x, indices=indices))
-
-
 def test_names_stand_where_upstream_has_them() -> None:
     from ferrovae.compat import vector_quantize_pytorch as ours
 

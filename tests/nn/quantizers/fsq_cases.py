@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from nn.quantizers.pairwise import Case, pairwise_cases
-from nn.quantizers.pairwise_parity import each, naming
+from nn.quantizers.pairwise import Case, naming, pairwise_cases
+from nn.quantizers.pairwise_parity import each
 
 DIM = 7
 

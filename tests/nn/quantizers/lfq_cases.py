@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from nn.quantizers.pairwise import Case, pairwise_cases
+from nn.quantizers.pairwise import Case, naming, pairwise_cases
 
 DIM = 10
 
@@ -85,6 +85,7 @@ DIFFERENT: dict[str, list[Case]] = {
 }
 EXCLUDED = [*REFUSED, *chain(*DIFFERENT.values())]
 LEVELS = {name: tuple(levels) for name, levels in chain(OPTIONS.items(), CALLS.items())}
+name_of = naming(LEVELS)
 CASES = pairwise_cases(LEVELS, EXCLUDED)
 # The same pairs in other company.
 OTHERS = pairwise_cases({name: LEVELS[name][::-1] for name in reversed(LEVELS)}, EXCLUDED)
@@ -103,8 +104,3 @@ def options_of(case: Case) -> dict[str, Any]:
     if "channels" in case["layout"]:
         options["channel_first"] = case["layout"].endswith("first")
     return {name: value() if isinstance(value, type) else value for name, value in options.items()}
-
-
-def name_of(case: Case) -> str:
-    """The levels that are not their factor's first."""
-    return ", ".join(f"{name} {level}" for name, level in case.items() if level != LEVELS[name][0]) or "default"

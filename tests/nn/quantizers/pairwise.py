@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, product
+from typing import Any
 
 Case = dict[str, str]
 Level = tuple[str, str]
@@ -69,3 +70,29 @@ def pairwise_cases(factors: Mapping[str, Sequence[str]], excluded: Iterable[Case
                 del due[held]
                 left.subtract(held)
     return cases
+
+
+def in_two_companies(
+    levels: Mapping[str, Sequence[str]], excluded: Iterable[Case] = ()
+) -> tuple[list[Case], list[Case]]:
+    """Cases with all pairs of levels, and the same pairs in other company."""
+    excluded = list(excluded)
+    turned = {name: tuple(levels[name])[::-1] for name in reversed(levels)}
+    return pairwise_cases(levels, excluded), pairwise_cases(turned, excluded)
+
+
+def options_at(case: Case, options: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The constructor's options of a case; what is a class makes its value anew."""
+    found: dict[str, Any] = {}
+    for factor, levels in options.items():
+        found |= levels[case[factor]]
+    return {name: value() if isinstance(value, type) else value for name, value in found.items()}
+
+
+def naming(levels: Mapping[str, Sequence[str]]) -> Callable[[Case], str]:
+    """How a case is called: by its levels that are not their factor's first."""
+
+    def name_of(case: Case) -> str:
+        return ", ".join(f"{name} {level}" for name, level in case.items() if level != levels[name][0]) or "default"
+
+    return name_of

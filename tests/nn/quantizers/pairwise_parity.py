@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
 import torch
 
 from nn.quantizers.pairwise import Case
@@ -36,51 +34,6 @@ def each(factor: str, levels: tuple[str, ...], **other: str) -> list[Case]:
     return [{factor: level, **other} for level in levels]
 
 
-def naming(levels: Mapping[str, Sequence[str]]) -> Callable[[Case], str]:
-    """How a case is called: by its levels that are not their factor's first."""
-
-    def name_of(case: Case) -> str:
-        return ", ".join(f"{name} {level}" for name, level in case.items() if level != levels[name][0]) or "default"
-
-    return name_of
-
-
-class SharedDraws:
-    """Stands for `torch` in a module of ours and one of the library's: both draw the same numbers for an element.
-
-    Bernoulli draws have the probability asked for; the library's would have 1/2 whatever it asks for.
-    """
-
-    def __init__(self) -> None:
-        self.restart(0)
-
-    def restart(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def rand_like(self, x):
-        # What bfloat16 holds, or a comparison with these numbers would depend on the dtype.
-        return ((torch.randint(128, x.shape, generator=self.generator) + 0.5) / 128).to(x.dtype)
-
-    def full_like(self, x, value):
-        return Coins(torch.rand(x.shape, generator=self.generator), value)
-
-    def empty_like(self, x):
-        return Coins(torch.rand(x.shape, generator=self.generator), None)
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
-
-
-class Coins:
-    """What a Bernoulli draw is asked of: a tensor of its probability, or one of nothing."""
-
-    def __init__(self, uniform, probability) -> None:
-        self.uniform, self.probability = uniform, probability
-
-    def bernoulli_(self, probability=None):
-        return self.uniform < (self.probability if probability is None else probability)
-
-
 def loaded(ours, theirs):
     """Our layer with the library's state, of which nothing was there before."""
     with torch.no_grad():
@@ -90,15 +43,6 @@ def loaded(ours, theirs):
     for name, tensor in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=0, atol=0)
     return ours
-
-
-@torch.no_grad()
-def descend(layer, results, rate, skipped=()):
-    """Move the parameters down their gradients, but for those whose name begins with one of `skipped`."""
-    for name, parameter in layer.named_parameters():
-        gradient = results[f"gradient of {name}"]
-        if gradient is not None and not name.startswith(tuple(skipped)):
-            parameter -= rate * gradient
 
 
 def backward(quantized, loss=None):
@@ -111,9 +55,11 @@ def backward(quantized, loss=None):
 
 
 def close(one, two, what, rough=False):
-    """Close in the measure of the largest entry."""
+    """Close in the measure of the largest entry, whatever the dtypes; a missing gradient is one of zeros."""
+    one, two = (torch.zeros(()) if t is None else t for t in (one, two))
+    one, two = torch.broadcast_tensors(one.double(), two.double())
     tolerance = (4e-2 if rough else 2e-4) * max(1.0, float(two.detach().abs().max()) if two.numel() else 0.0)
-    torch.testing.assert_close(one.double(), two.double(), rtol=0, atol=tolerance, msg=lambda m: f"{what}: {m}")
+    torch.testing.assert_close(one, two, rtol=0, atol=tolerance, msg=lambda m: f"{what}: {m}")
 
 
 def assert_results(found, due, what, rough=False):
@@ -122,8 +68,6 @@ def assert_results(found, due, what, rough=False):
     for name, two in due.items():
         one, of = found[name], f"{what}: {name}"
         if name.startswith("gradient"):
-            # A gradient that is missing is one of zeros.
-            one, two = torch.broadcast_tensors(*(torch.zeros(()) if g is None else g for g in (one, two)))
             close(one, two, of, rough)
         elif two is None:
             assert one is None, of
@@ -165,3 +109,23 @@ def assert_same_state(ours, theirs, what):
         torch.testing.assert_close(
             one[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{what} state {n}: {m}"
         )
+
+
+def step_down(layer, rate):
+    """One step of gradient descent with the gradients that the parameters have."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            if parameter.grad is not None:
+                parameter -= rate * parameter.grad
+
+
+def rounds_alike(projection):
+    """Make a linear layer see its rows as one matrix: torch rounds the bias of bfloat16 by how rows are laid out."""
+    shapes = []
+
+    def before(_, given):
+        shapes.append(given[0].shape[:-1])
+        return (given[0].reshape(-1, given[0].shape[-1]).contiguous(),)
+
+    projection.register_forward_pre_hook(before)
+    projection.register_forward_hook(lambda _, given, out: out.unflatten(0, shapes.pop()))

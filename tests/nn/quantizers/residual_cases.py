@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nn.quantizers.pairwise import Case, pairwise_cases
+from nn.quantizers.pairwise import Case, naming, pairwise_cases
 from nn.quantizers.pairwise_parity import COMMITMENT, DEAD, GRADIENT, METRIC, REGULARIZER, START, STRAIGHT, each
 
 DIM, SIZE, STAGES, BATCH, LENGTH = 12, 8, 3, 2, 15
@@ -152,6 +152,7 @@ NOISE_OF_OTHERS = [
 ]
 EXCLUDED = [*REFUSED, *chain(*DIFFERENT.values()), *NOISE_OF_OTHERS]
 LEVELS = {name: tuple(levels) for name, levels in chain(OPTIONS.items(), CALLS.items())}
+name_of = naming(LEVELS)
 CASES = pairwise_cases(LEVELS, EXCLUDED)
 # The same pairs in other company.
 OTHERS = pairwise_cases({name: LEVELS[name][::-1] for name in reversed(LEVELS)}, EXCLUDED)
@@ -164,11 +165,6 @@ def options_of(case: Case) -> dict[str, Any]:
         options |= levels[case[factor]]
     options["return_zeros_for_masked_padding"] = case["mask"] != "as it came"
     return options
-
-
-def name_of(case: Case) -> str:
-    """The levels that are not their factor's first."""
-    return ", ".join(f"{name} {level}" for name, level in case.items() if level != LEVELS[name][0]) or "default"
 
 
 class Differences:

@@ -67,6 +67,11 @@ def test_entropy_log_probability_and_loss():
     torch.testing.assert_close(layer.log_prob(logits, indices=indices, sum_bits=False).sum(-1), found)
 
 
+def test_no_rows():
+    one_hot, indices, loss = BinaryMapper(4)(torch.zeros(0, 4), return_indices=True)
+    assert (one_hot.shape, indices.shape, float(loss)) == ((0, 16), (0,), 0.0)
+
+
 def test_compiles_and_exports():
     layer = BinaryMapper(4)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

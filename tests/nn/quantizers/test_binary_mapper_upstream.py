@@ -1,7 +1,7 @@
-"""BinaryMapper beside vector-quantize-pytorch's, where it is installed (`pip install 'ferrovae[bench]'`).
+"""Where `BinaryMapper` differs from vector-quantize-pytorch's (`pip install 'ferrovae[bench]'`).
 
-Where the right value differs from the peer's: infinite logits, which are certain bits, make its entropy and its
-straight-through gradients NaN; a NaN in the logits, and half-precision logits in training, make it raise.
+What they have in common: test_binary_mapper_pairwise.py. The peer's entropy and straight-through gradients are NaN for
+infinite logits, which are certain bits; a NaN in the logits, and half-precision logits in training, make it raise.
 """
 
 from __future__ import annotations
@@ -10,51 +10,11 @@ import pytest
 import torch
 
 from ferrovae.nn import BinaryMapper
-from nn.quantizers.scalar_upstream import assert_parity, assert_same, twins
+from nn.quantizers.scalar_upstream import assert_same, twins
 
 upstream = pytest.importorskip(
     "vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed (extra `bench`)"
 )
-
-CASES = [
-    {},
-    {"bits": 4},
-    {"bits": 4, "kl_loss_threshold": 0.1},
-    {"bits": 3, "deterministic_on_eval": True},
-    {"bits": 5, "kl_loss_threshold": 0.0, "deterministic_on_eval": True},
-]
-CALLS = [
-    {},
-    {"temperature": 0.3},
-    {"straight_through": False, "return_indices": True},
-    {"straight_through": True, "calc_aux_loss": False},
-    {"calc_aux_loss": True, "reduce_aux_kl_loss": False, "return_indices": True},
-    {"deterministic": True, "return_indices": True},
-    {"deterministic": False, "reduce_aux_kl_loss": False},
-]
-
-
-@pytest.mark.parametrize("arguments", CALLS)
-@pytest.mark.parametrize("options", CASES)
-def test_results_and_gradients(options, arguments):
-    peer, layer = twins(upstream.BinaryMapper, BinaryMapper, options)
-    for shape in ((layer.bits,), (7, layer.bits), (2, 3, 4, layer.bits)):
-        assert_parity(peer, layer, 2 * torch.randn(shape), **arguments)
-
-
-@pytest.mark.parametrize("options", CASES)
-def test_methods_and_attributes(options):
-    peer, layer = twins(upstream.BinaryMapper, BinaryMapper, options)
-    names = ["bits", "num_codes", "codes", "power_two", "kl_loss_threshold", "deterministic_on_eval", "zero"]
-    for name in names:
-        assert_same(getattr(layer, name), getattr(peer, name))
-    logits = torch.randn(2, 5, layer.bits)
-    one_hot, indices, _ = layer(logits, return_indices=True)
-    assert_same(layer.binary_entropy(logits), peer.binary_entropy(logits))
-    for reduce in (True, False):
-        assert_same(layer.calc_aux_loss(logits, reduce), peer.calc_aux_loss(logits, reduce))
-    for given in ({"indices": indices}, {"one_hot": one_hot}, {"indices": indices, "sum_bits": False}):
-        assert_same(layer.log_prob(logits, **given), peer.log_prob(logits, **given))
 
 
 def test_the_peer_and_half_precision():

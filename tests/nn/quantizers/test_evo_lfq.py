@@ -96,6 +96,18 @@ def test_nothing_mutates_or_everything():
     assert torch.equal(model.uniform_crossover(genes, genes), genes)
 
 
+def test_draws_do_not_depend_on_how_genes_lie_in_memory():
+    model = model_of(dim=6)
+    genes = model.init_random_population(9, (2, 6))
+    turned = genes.mT.contiguous().mT
+    for breed in (lambda genes: model.mutate(genes, 0.5), lambda genes: model.uniform_crossover(genes, 1 - genes)):
+        results = []
+        for laid_out in (genes, turned):
+            torch.manual_seed(3)
+            results.append(breed(laid_out))
+        assert torch.equal(*results)
+
+
 def test_a_tournament_of_many_has_one_winner():
     model = model_of(dim=6)
     genes = model.init_random_population(5, (6,))

@@ -20,8 +20,9 @@ import torch
 
 from ferrovae.nn import FSP
 from ferrovae.nn.quantizers import fsp
-from nn.quantizers.pairwise import pairwise_cases
-from nn.quantizers.pairwise_parity import SharedDraws, assert_results, backward, close, descend, loaded, naming
+from nn.quantizers.pairwise import naming, pairwise_cases
+from nn.quantizers.pairwise_draws import SharedDraws
+from nn.quantizers.pairwise_parity import assert_results, backward, close, loaded, step_down
 
 upstream = pytest.importorskip(
     "vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed (extra `bench`)"
@@ -186,7 +187,7 @@ def check(case, draws):
             torch.testing.assert_close(found["quantized"], due["quantized"], rtol=2e-3, atol=2e-4)
         assert_results(found, due, f"step {step}", rough)
         if training:
-            descend(layer, found, 1e-2)
+            step_down(layer, 1e-2)
             peer.load_state_dict(layer.state_dict(), strict=True)
     assert_decoding(case, layer, peer, found, rough)
     assert_methods(layer, peer)

@@ -18,7 +18,8 @@ import torch
 from ferrovae.nn import FSQ
 from ferrovae.nn.quantizers import fsq
 from nn.quantizers.fsq_cases import CASES, OTHERS, name_of, options_of
-from nn.quantizers.pairwise_parity import SharedDraws, assert_results, backward, close, descend, loaded
+from nn.quantizers.pairwise_draws import SharedDraws
+from nn.quantizers.pairwise_parity import assert_results, backward, close, loaded, step_down
 
 upstream = pytest.importorskip(
     "vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed (extra `bench`)"
@@ -129,7 +130,7 @@ def check(case, draws):
         found = run(case, layer, tokens, draws, step)
         assert_results(found, run(case, peer, tokens, draws, step), f"step {step}", rough)
         if training:
-            descend(layer, found, 1e-2)
+            step_down(layer, 1e-2)
             peer.load_state_dict(layer.state_dict(), strict=True)
     assert_attributes(layer, peer, rough)
     decoded = assert_decoding(case, layer, peer, found["indices"])

@@ -25,8 +25,8 @@ import pytest
 import torch
 
 from ferrovae.nn import LatentQuantize
-from nn.quantizers.pairwise import Case, pairwise_cases
-from nn.quantizers.pairwise_parity import assert_results, backward, close, descend, loaded, naming
+from nn.quantizers.pairwise import Case, naming, pairwise_cases
+from nn.quantizers.pairwise_parity import assert_results, backward, close, loaded, step_down
 
 upstream = pytest.importorskip(
     "vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed (extra `bench`)"
@@ -223,7 +223,7 @@ def check(case):
             peer.load_state_dict(layer.state_dict(), strict=True)
         assert_results(found, run(theirs, case, peer, tokens), f"step {step}", rough)
         if training:
-            descend(layer, found, 1e-2)
+            step_down(layer, 1e-2)
             peer.load_state_dict(layer.state_dict(), strict=True)
     assert_decoding(case, layer, peer, tokens, found)
     assert_methods(layer, peer, tokens[:24], rough)

@@ -23,7 +23,8 @@ import torch
 
 from ferrovae import nn
 from ferrovae.nn.quantizers import fsq, quantizer_dropout
-from nn.quantizers.pairwise_parity import SharedDraws, assert_results, backward, close, descend, loaded
+from nn.quantizers.pairwise_draws import SharedDraws
+from nn.quantizers.pairwise_parity import assert_results, backward, close, loaded, step_down
 from nn.quantizers.residual_fsq_cases import CASES, OTHERS, name_of, options_of
 
 upstream = pytest.importorskip(
@@ -327,7 +328,7 @@ def check(case, draws):
         assert_results(found, due, f"step {step}", rough)
         assert_decoding(case, layer, peer, found, rough)
         if training:
-            descend(layer, found, 1e-2)
+            step_down(layer, 1e-2)
             make_exact(case, layer)
             theirs.load_state_dict(layer.state_dict(), strict=True)
     assert_attributes(case, layer, theirs, rough)

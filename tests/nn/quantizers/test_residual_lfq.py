@@ -107,8 +107,9 @@ def test_masks_and_layouts_of_groups():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_precision(dtype):
-    layer = ResidualLFQ(dim=12, num_quantizers=3, codebook_size=16).to(dtype)
+@pytest.mark.parametrize("options", [{}, {"orthogonal_rotation": True}, {"spherical": True}])
+def test_precision(dtype, options):
+    layer = ResidualLFQ(dim=12, num_quantizers=3, codebook_size=16, **options).to(dtype)
     x = torch.randn(2, 9, 12).to(dtype).requires_grad_()
     quantized, indices, losses = layer(x)
     (quantized.sum() + losses.sum()).backward()

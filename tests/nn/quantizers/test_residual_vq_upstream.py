@@ -216,40 +216,6 @@ def test_grouped():
     close(ours.get_output_from_indices(indices), theirs.get_output_from_indices(indices))
 
 
-HIERARCHIES = {
-    "image": {"scales": (1, 2, 4, 8), "accept_image_fmap": True},
-    "channels last": {"scales": (1, 4, 16), "channel_first": False, "rotation_trick": True},
-    "levels apart": {"scales": (1, 4, 16), "shared_codebook": False, "share_quant_resi": 2},
-    "sizes": {"scales": ((1, 2), (4, 4)), "shared_codebook": False, "codebook_size": (8, 6), "accept_image_fmap": True},
-    "volume": {"scales": (2, 4), "accept_3d_fmap": True, "share_quant_resi": 0, "commitment_weight": 0.5},
-    "orthogonal": {"scales": (4, 16), "orthogonal_reg_weight": 0.1, "quant_resi": 0.0},
-}
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("case", HIERARCHIES)
-def test_hierarchy(case, masked):
-    options = {"dim": 6, "codebook_size": SIZE, "kmeans_init": False, "threshold_ema_dead_code": 0, **HIERARCHIES[case]}
-    torch.manual_seed(2)
-    theirs, ours = upstream.HierarchicalVQ(**options), nn.HierarchicalVQ(**options)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    grid = {1: (16,), 2: (8, 8), 3: (4, 4, 4)}[ours.spatial_dims]
-    for _ in range(3):
-        x = torch.randn(2, 6, *grid) if ours.channel_first else torch.randn(2, *grid, 6)
-        call = {"mask": torch.rand(2, *grid) > 0.3} if masked else {}
-        for one, two in zip(step(ours, x, **call), step(theirs, x, **call), strict=True):
-            if not (case == "orthogonal" and isinstance(one, dict)):
-                close(one, two, atol=1e-4)
-        close(dict(ours.state_dict()), dict(theirs.state_dict()))
-        theirs.load_state_dict(ours.state_dict(), strict=True)
-    ours.eval()
-    theirs.eval()
-    reconstruction, indices, _ = ours(x)
-    close(reconstruction, theirs(x)[0])
-    close(ours.get_output_from_indices(indices, grid), theirs.get_output_from_indices(indices, grid))
-    close(ours.get_output_from_indices(indices, grid), reconstruction)
-
-
 def test_sampled_codes_of_one_draw():
     """Where one code holds all the probability, any draw is the nearest: sampling changes nothing else."""
     theirs, ours = pair(stochastic_sample_codes=True, sample_codebook_temp=1e-6)

@@ -34,17 +34,3 @@ def test_compiles_into_one_graph():
     compiled = torch.compile(chain, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 6, 5)
     torch.testing.assert_close(compiled(x), chain(x))
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_beside_the_peers(training):
-    upstream = pytest.importorskip("vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed")
-    chains = []
-    for kinds, fsq in ((upstream.Sequential, upstream.FSQ), (Sequential, FSQ)):
-        torch.manual_seed(3)
-        chains.append(kinds(nn.Linear(5, 4), fsq([5, 5], dim=4), nn.Linear(4, 3)).train(training))
-    theirs, ours = chains
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    x = torch.randn(2, 6, 5)
-    torch.testing.assert_close(ours(x), theirs(x))

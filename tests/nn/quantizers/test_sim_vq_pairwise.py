@@ -15,55 +15,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from ferrovae.nn import SimVQ
-from nn.quantizers.pairwise import Case, pairwise_cases
+from nn.quantizers.pairwise import Case, naming, pairwise_cases
+from nn.quantizers.sim_vq_cases import DIM, OPTIONS, moments_kept
 
 upstream = pytest.importorskip(
     "vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed (extra `bench`)"
 )
 
-DIM, BATCH = 8, 3
+BATCH = 3
 GRIDS = {"sequence": (12,), "image": (3, 4), "video": (2, 2, 3), "rows": ()}
-
-
-def network(width):
-    return nn.Sequential(nn.Linear(width, 10), nn.Tanh(), nn.Linear(10, DIM))
-
-
-def all_codes_meet(width):
-    """A map that looks at more than one code."""
-    return nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, DIM))
-
-
-OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "codes": {"24": {"codebook_size": 24}, "1": {"codebook_size": 1}, "70": {"codebook_size": 70}},
-    "frozen": {"as the input": {}, "less": {"frozen_codebook_dim": 5}, "more": {"frozen_codebook_dim": 11}},
-    "map": {
-        "linear": {},
-        "with bias": {"codebook_transform": lambda width: nn.Linear(width, DIM)},
-        "network": {"codebook_transform": network},
-        "of all codes": {"codebook_transform": all_codes_meet},
-        "fixed": {"codebook_transform": lambda width: nn.Linear(width, DIM).requires_grad_(False)},
-    },
-    "start": {
-        "normal": {},
-        "apart": {"init_fn": lambda codes: codes + 0.5 * codes.sign()},
-        "double": {"init_fn": lambda codes: codes * 2},
-    },
-    "gradient": {"rotated": {}, "straight": {"rotation_trick": False}},
-    "to the input": {
-        "quarter": {},
-        "none": {"input_to_quantize_commit_loss_weight": 0.0},
-        "more": {"input_to_quantize_commit_loss_weight": 1.5},
-    },
-    "commitment": {"one": {}, "none": {"commitment_weight": 0.0}, "more": {"commitment_weight": 3.0}},
-    "channels": {"last": {}, "first": {"channel_first": True}},
-}
 CALLS = {"layout": tuple(GRIDS), "dtype": ("float32", "float64"), "input": ("learnt", "fixed")}
 REFUSED: list[Case] = [{"codes": "1", "map": "of all codes"}]  # one code has no variance
 LEVELS = {name: tuple(levels) for name, levels in chain(OPTIONS.items(), CALLS.items())}
+name_of = naming(LEVELS)
 CASES = pairwise_cases(LEVELS, REFUSED)
 # The same pairs in other company.
 OTHERS = pairwise_cases({name: LEVELS[name][::-1] for name in reversed(LEVELS)}, REFUSED)
@@ -84,20 +50,16 @@ def batch(case, layer, number):
     generator = torch.Generator().manual_seed(number)
     training = layer.training
     with torch.no_grad():
-        codes = layer.eval().codebook if case["map"] != "of all codes" or not training else moments_kept(layer)
+        codes = (
+            layer.eval().codebook
+            if case["map"] != "of all codes" or not training
+            else moments_kept(layer, lambda: layer.train().codebook)
+        )
     layer.train(training)
     grid = GRIDS[case["layout"]]
     chosen = torch.randint(len(codes), (BATCH, *grid), generator=generator)
     x = codes[chosen] + 0.05 * torch.randn(BATCH, *grid, DIM, generator=generator)
     return (x.movedim(-1, 1) if case["channels"] == "first" else x).detach()
-
-
-def moments_kept(layer):
-    """The codes in training mode, with the state as it was."""
-    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    codes = layer.train().codebook
-    layer.load_state_dict(state)
-    return codes
 
 
 def run(layer, x, learnt):
@@ -124,11 +86,6 @@ def assert_same(found, due, what):
         one, two = (torch.zeros((), dtype=found[0].dtype) if g is None else g for g in (found[3][name], due[3][name]))
         one, two = torch.broadcast_tensors(one, two)
         torch.testing.assert_close(one, two, rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{what} gradient of {n}: {m}")
-
-
-def name_of(case):
-    """The levels that are not their factor's first."""
-    return ", ".join(f"{name} {level}" for name, level in case.items() if level != LEVELS[name][0]) or "default"
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)

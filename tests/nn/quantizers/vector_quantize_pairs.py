@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nn.quantizers.pairwise import Case, pairwise_cases
+from nn.quantizers.pairwise import Case, naming, pairwise_cases
 from nn.quantizers.pairwise_parity import COMMITMENT, DEAD, GRADIENT, METRIC, REGULARIZER, START, STRAIGHT, each
 
 DIM, SIZE, BATCH, LENGTH, HIDDEN, NEAREST = 12, 8, 2, 15, 4, 3
@@ -167,6 +167,7 @@ DIFFERENT: dict[str, list[Case]] = {
 }
 EXCLUDED = [*REFUSED, *chain(*DIFFERENT.values())]
 LEVELS = {name: tuple(levels) for name, levels in chain(OPTIONS.items(), CALLS.items())}
+name_of = naming(LEVELS)
 CASES = pairwise_cases(LEVELS, EXCLUDED)
 
 
@@ -188,11 +189,6 @@ def options_of(case: Case) -> dict[str, Any]:
     options["return_zeros_for_masked_padding"] = case["mask"] != "as it came"
     options["freeze_codebook"] = case["call"] in ("frozen layer", "thawed")
     return options
-
-
-def name_of(case: Case) -> str:
-    """The levels that are not their factor's first."""
-    return ", ".join(f"{name} {level}" for name, level in case.items() if level != LEVELS[name][0]) or "default"
 
 
 class Differences:

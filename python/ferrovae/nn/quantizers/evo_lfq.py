@@ -167,13 +167,13 @@ class EvoLFQ(nn.Module):
 
     def uniform_crossover(self, parent1: Tensor, parent2: Tensor) -> Tensor:
         """Each entry from either parent with probability 1/2."""
-        return torch.where(torch.rand_like(parent1.float()) < 0.5, parent1, parent2)
+        return torch.where(_uniform(parent1) < 0.5, parent1, parent2)
 
     def mutate(self, population: Tensor, mutation_rate: float | None = None, is_sign: bool = False) -> Tensor:
         """Each entry flipped with probability r."""
         mutation_rate = self.mutation_rate if mutation_rate is None else mutation_rate
         flipped = -population if is_sign else 1.0 - population
-        return torch.where(torch.rand_like(population.float()) < mutation_rate, flipped, population)
+        return torch.where(_uniform(population) < mutation_rate, flipped, population)
 
     def tournament_selection(self, population: Tensor, fitnesses: Tensor, tournament_size: int | None = None) -> Tensor:
         """P winners: each the fittest of t genes drawn uniformly with replacement, the first drawn among equals."""
@@ -244,6 +244,11 @@ class EvoLFQ(nn.Module):
         contenders = torch.randint(0, size, (*shape, tournament_size), device=self.device)
         first = fitnesses[contenders].argmax(dim=-1, keepdim=True)
         return contenders.gather(-1, first).squeeze(-1)
+
+
+def _uniform(like: Tensor) -> Tensor:
+    """A draw for each entry, the same however the entries lie in memory."""
+    return torch.rand(like.shape, device=like.device)
 
 
 @contextmanager

@@ -151,13 +151,13 @@ class HierarchicalVQ(QuantizerDropout):
         """
         return pool_to(t, level_shape, mask)
 
-    def choose_phi(self, level_index: int) -> nn.Module:
+    def choose_phi(self, level_index: int) -> ResidualConvolution:
         """The level's convolution."""
         if self.phi_shared is not None:
             return self.phi_shared
         phis = cast("nn.ModuleList", self.phi_levels)
         position = level_index / max(self.num_levels - 1, 1)
-        return phis[round(position * (len(phis) - 1))]
+        return cast("ResidualConvolution", phis[round(position * (len(phis) - 1))])
 
     def upsample_to_full(self, q: Tensor, full_shape: Sequence[int], level_index: int) -> Tensor:
         """Codes of a level, (B, C, *level_shape), on the full grid: interpolated, then phi."""
@@ -268,7 +268,7 @@ class HierarchicalVQ(QuantizerDropout):
                 f"indices of level {level} are {tuple(index.shape)}, expected (B, {', '.join(map(str, due))})",
             )
             codes = self.get_vq(level).get_output_from_indices(index.flatten(1)).mT.unflatten(2, due)
-            found = self.upsample_to_full(codes, shape, level)
+            found = self.upsample_to_full(codes.to(self.choose_phi(level).conv.weight.dtype), shape, level)
             total = found if total is None else total + found
         assert total is not None
         return total if self.channel_first else total.movedim(1, -1)

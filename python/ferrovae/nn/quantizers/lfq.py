@@ -283,7 +283,7 @@ class LFQ(nn.Module):
             x = (x / self.soft_clamp_input_value).tanh() * self.soft_clamp_input_value
         x = x.unflatten(-1, (self.num_codebooks, self.codebook_dim))
         if self.orthogonal_rotation:
-            x = x @ self.orthogonal_rot
+            x = x @ self.orthogonal_rot.to(x.dtype)  # a stack of bfloat16 quantizes in float32
         dtype = x.dtype
         with torch.autocast(x.device.type, enabled=False):
             if self.force_quantization_f32:
@@ -339,7 +339,7 @@ class LFQ(nn.Module):
         return torch.where(bits, magnitude, -magnitude)
 
     def _rotated_back(self, codes: Tensor) -> Tensor:
-        return codes @ self.orthogonal_rot.t() if self.orthogonal_rotation else codes
+        return codes @ self.orthogonal_rot.t().to(codes.dtype) if self.orthogonal_rotation else codes
 
     def is_channel_first(self, ndim: int) -> bool:
         """Whether an input of so many axes has its channels on axis 1."""
