@@ -16,6 +16,11 @@ pub use element::{Element, Total};
 use crate::simd::{self, Level};
 use crate::{Error, Result};
 
+/// Rows of a run that are worth keeping its sums in registers.
+const RUN: usize = 16;
+/// Pairs of neighbours that runs are looked for in.
+const SOME: usize = 1024;
+
 /// Sizes: x [H, N, D], indices [H, N], sums [H, K, D], counts [H, K].
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
@@ -63,12 +68,19 @@ pub fn code_sums_at<X: Element, O: Total>(
         )));
     }
     check(indices, shape)?;
-    if streamed::suits(shape) {
+    if streamed::suits(shape) && !in_runs(indices) {
         streamed::add(level, x, indices, weights, shape, sums, counts, threads);
     } else {
         sorted::add(level, x, indices, weights, shape, sums, counts, threads);
     }
     Ok(())
+}
+
+/// Whether rows of a code follow each other, so that they lie side by side also when sorted; judged by some of them.
+fn in_runs(indices: &[i64]) -> bool {
+    let pairs = indices.windows(2).step_by((indices.len() / SOME).max(1));
+    let (count, changes) = pairs.fold((0, 0), |(all, some), pair| (all + 1, some + usize::from(pair[0] != pair[1])));
+    changes < count / RUN
 }
 
 /// An error for the first index outside -1..K.

@@ -22,44 +22,56 @@ pub(super) fn add_row<X: Element>(values: &[X], weight: Option<f64>, sums: &mut 
     let (whole, rest) = values.as_chunks::<8>();
     let mut line = 0;
     while line + 8 <= whole.len() {
-        add_lines::<8, X>(&whole[line..], weight, &mut sums[line..]);
+        add_lines(lines_at::<8, X>(whole, line), weight, room_at::<8>(sums, line));
         line += 8;
     }
     while line < whole.len() {
-        add_lines::<1, X>(&whole[line..], weight, &mut sums[line..]);
+        add_line(&whole[line], weight, &mut sums[line].0);
         line += 1;
     }
     let mut lane = 0;
     while lane < rest.len() {
-        add_block(&[rest[lane]], weight, &mut sums[line].0[lane..]);
+        sums[line].0[lane] += weight.map_or(rest[lane].double(), |weight| weight * rest[lane].double());
         lane += 1;
     }
 }
 
 #[inline(always)]
-fn add_lines<const COUNT: usize, X: Element>(values: &[[X; 8]], weight: Option<f64>, sums: &mut [Line]) {
-    let (Some(values), Some(sums)) = (values.first_chunk::<COUNT>(), sums.first_chunk_mut::<COUNT>()) else {
-        panic!("no such columns")
-    };
+pub(super) fn lines_at<const COUNT: usize, X>(values: &[[X; 8]], line: usize) -> &[[X; 8]; COUNT] {
+    let Some(lines) = values[line..].first_chunk() else { panic!("no such row") };
+    lines
+}
+
+#[inline(always)]
+pub(super) fn room_at<const COUNT: usize>(sums: &mut [Line], line: usize) -> &mut [Line; COUNT] {
+    let Some(lines) = sums[line..].first_chunk_mut() else { panic!("no such code") };
+    lines
+}
+
+/// Adds so many lines of a row to their sums. Arrays of a known length, which the compiler keeps in registers.
+#[inline(always)]
+pub(super) fn add_lines<const COUNT: usize, X: Element>(
+    values: &[[X; 8]; COUNT],
+    weight: Option<f64>,
+    sums: &mut [Line; COUNT],
+) {
     let mut line = 0;
     while line < COUNT {
-        add_block(&values[line], weight, &mut sums[line].0);
+        add_line(&values[line], weight, &mut sums[line].0);
         line += 1;
     }
 }
 
-/// Adds some columns of a row to their sums, which are as many or more.
 #[inline(always)]
-pub(super) fn add_block<const COUNT: usize, X: Element>(values: &[X; COUNT], weight: Option<f64>, sums: &mut [f64]) {
-    let Some(sums) = sums.first_chunk_mut::<COUNT>() else { panic!("no such column") };
+pub(super) fn add_line<X: Element>(values: &[X; 8], weight: Option<f64>, sums: &mut [f64; 8]) {
     let mut lane = 0;
     if let Some(weight) = weight {
-        while lane < COUNT {
+        while lane < 8 {
             sums[lane] += weight * values[lane].double();
             lane += 1;
         }
     } else {
-        while lane < COUNT {
+        while lane < 8 {
             sums[lane] += values[lane].double();
             lane += 1;
         }
@@ -122,19 +134,64 @@ impl<X: Element> Rows<'_, X> {
     #[inline(always)]
     fn add_all(&self, positions: Range<usize>, sums: &mut [Line]) -> f64 {
         sums.fill(Line::default());
-        let mut count = 0.0;
+        match self.dims {
+            8 => self.in_registers::<8>(&positions, sums),
+            16 => self.in_registers::<16>(&positions, sums),
+            32 => self.in_registers::<32>(&positions, sums),
+            64 => self.in_registers::<64>(&positions, sums),
+            _ => self.in_memory(&positions, sums),
+        }
+        let Some(weights) = self.weights else { return positions.len() as f64 };
+        self.order[positions].iter().fold(0.0, |sum, &row| sum + weights[row as usize])
+    }
+
+    #[inline(always)]
+    fn in_memory(&self, positions: &Range<usize>, sums: &mut [Line]) {
         let mut at = positions.start;
         while at < positions.end {
-            if at + AHEAD < self.order.len() {
-                let row = self.order[at + AHEAD] as usize;
-                simd::prefetch(&self.x[row * self.dims..(row + 1) * self.dims]);
-            }
+            self.expect(at + AHEAD);
             let row = self.order[at] as usize;
             let weight = self.weights.map(|weights| weights[row]);
             add_row(&self.x[row * self.dims..(row + 1) * self.dims], weight, sums);
-            count += weight.unwrap_or(1.0);
             at += 1;
         }
-        count
+    }
+
+    /// For rows of `DIMS` numbers.
+    #[inline(always)]
+    fn in_registers<const DIMS: usize>(&self, positions: &Range<usize>, sums: &mut [Line]) {
+        let mut totals = [0.0; DIMS];
+        let mut at = positions.start;
+        while at < positions.end {
+            self.expect(at + AHEAD);
+            let row = self.order[at] as usize;
+            let Some(values) = self.x[row * DIMS..].first_chunk::<DIMS>() else { panic!("no such row") };
+            let mut d = 0;
+            if let Some(weights) = self.weights {
+                let weight = weights[row];
+                while d < DIMS {
+                    totals[d] += weight * values[d].double();
+                    d += 1;
+                }
+            } else {
+                while d < DIMS {
+                    totals[d] += values[d].double();
+                    d += 1;
+                }
+            }
+            at += 1;
+        }
+        for (line, total) in sums.iter_mut().zip(totals.as_chunks::<8>().0) {
+            line.0 = *total;
+        }
+    }
+
+    /// Asks for the row at a position.
+    #[inline(always)]
+    fn expect(&self, at: usize) {
+        if at < self.order.len() {
+            let row = self.order[at] as usize;
+            simd::prefetch(&self.x[row * self.dims..(row + 1) * self.dims]);
+        }
     }
 }

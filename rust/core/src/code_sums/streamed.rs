@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::rows::{Line, add_block, add_row, is_finite, write};
+use super::rows::{Line, add_line, add_lines, add_row, is_finite, lines_at, room_at, write};
 use super::{Element, Shape, Total};
 use crate::simd::{self, Kernel, Lanes, Level};
 use crate::threads;
@@ -15,6 +15,8 @@ use crate::threads;
 const CACHED: usize = 1 << 17;
 /// Parts, at most: as many threads.
 const PARTS: usize = 8;
+/// Numbers of x that memory is asked for in advance, as the processor's own guesses end with every page.
+const AHEAD: usize = 4096;
 /// Rows that are worth a part.
 const WORTH: usize = 8192;
 
@@ -87,6 +89,20 @@ impl<X: Element> Kernel for Part<'_, X> {
 
     #[inline(always)]
     fn run<V: Lanes>(self) -> Held {
+        match self.dims {
+            8 => self.held::<1>(),
+            16 => self.held::<2>(),
+            32 => self.held::<4>(),
+            64 => self.held::<8>(),
+            _ => self.held::<0>(),
+        }
+    }
+}
+
+impl<X: Element> Part<'_, X> {
+    /// Of rows of so many lines; 0 for any.
+    #[inline(always)]
+    fn held<const LINES: usize>(self) -> Held {
         let dims = self.dims;
         let lines = dims.div_ceil(8);
         let mut sums = vec![Line::default(); self.codes * lines];
@@ -95,20 +111,29 @@ impl<X: Element> Kernel for Part<'_, X> {
         while row < self.indices.len() {
             let code = self.indices[row];
             let values = &self.x[row * dims..(row + 1) * dims];
+            let ahead = row * dims + AHEAD;
+            if ahead + dims <= self.x.len() {
+                simd::prefetch(&self.x[ahead..ahead + dims]);
+            }
             let weight = self.weights.map(|weights| weights[row]);
             row += 1;
             if code < 0 || self.checked && !is_finite(values, weight) {
                 continue;
             }
             let code = code as usize;
-            add_row(values, weight, &mut sums[code * lines..(code + 1) * lines]);
+            let sums = &mut sums[code * lines..(code + 1) * lines];
+            if LINES > 0 {
+                add_lines(lines_at::<LINES, X>(values.as_chunks().0, 0), weight, room_at::<LINES>(sums, 0));
+            } else {
+                add_row(values, weight, sums);
+            }
             counts[code] += weight.unwrap_or(1.0);
         }
         // 0 times a number that is not finite is NaN.
         let mut zeros = [0.0; 8];
         let mut at = 0;
         while at < sums.len() {
-            add_block(&sums[at].0, Some(0.0), &mut zeros);
+            add_line(&sums[at].0, Some(0.0), &mut zeros);
             at += 1;
         }
         let mut at = 0;
@@ -142,7 +167,7 @@ impl<O: Total> Kernel for Totals<'_, O> {
                 let mut total = [0.0; 8];
                 let mut part = 0;
                 while part < self.parts.len() {
-                    add_block(&self.parts[part].sums[code * lines + line].0, None, &mut total);
+                    add_line(&self.parts[part].sums[code * lines + line].0, None, &mut total);
                     part += 1;
                 }
                 write(&total, &mut out[8 * line..]);
