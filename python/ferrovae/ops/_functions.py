@@ -15,6 +15,11 @@ Function = type[torch.autograd.Function]
 _Call = Callable[..., Any]
 
 
+def needs_gradient(args: tuple[Any, ...]) -> bool:
+    """Whether an argument requires a gradient."""
+    return any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
+
+
 def has_tangent(args: tuple[Any, ...]) -> bool:
     """Whether forward-mode derivatives are asked for."""
     if forward_ad._current_level < 0:

@@ -76,7 +76,7 @@ class Operation:
             raise _functions.no_forward_mode(self.name)
         if torch._C._are_functorch_transforms_active():
             return (self.overload if self._functional is None else self._functional.apply)(*args, backend)
-        if torch.is_grad_enabled() and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
+        if torch.is_grad_enabled() and _functions.needs_gradient(args):
             return (self.overload if self._function is None else self._function.apply)(*args, backend)
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*args, backend)
