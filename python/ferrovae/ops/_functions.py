@@ -46,13 +46,7 @@ def eager(name: str, run: _Call, backward: _Call, setup: _Call) -> Function:
     return _function(name, forward=forward, backward=backward)
 
 
-def functional(
-    name: str,
-    run: Callable[..., Any],
-    backward: Callable[..., Any],
-    setup: Callable[..., Any],
-    rule: Callable[..., Any],
-) -> Function:
+def functional(name: str, run: _Call, backward: _Call, setup: _Call, rule: _Call) -> Function:
     """A function for calls under `torch.func`'s transforms; `rule` is its `vmap`."""
 
     def jvp(ctx: Any, *tangents: Any) -> Any:

@@ -52,6 +52,7 @@ class Operation:
         self._reference = reference
         self._dtypes = tuple((key, kernel.dtypes) for key, kernel in self.kernels.items())
         self._chosen: dict[tuple[str, torch.device, torch.dtype], Callable[..., Any]] = {}
+        # How it is called with gradients: eagerly, and under `torch.func`'s transforms.
         self._function: _functions.Function | None = None
         self._functional: _functions.Function | None = None
         self._vmap_rule: Callable[..., Any] | None = None

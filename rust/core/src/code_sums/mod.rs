@@ -1,8 +1,9 @@
 //! `code_sums`: for every code, the sum of the rows given to it and how many they are.
 //!
-//! In `f64`, and where the rows are cut depends on the shape alone: so no bit depends on the threads or the instruction
-//! set, and a code that has all the rows is shared out like any others. Two ways, chosen by the shape: sums that fit in
-//! a processor's cache are added to as the rows come ([`streamed`]); others code by code, rows sorted ([`sorted`]).
+//! In `f64`, and where the rows are cut depends on the numbers alone: so no bit depends on the threads or the
+//! instruction set, and a code that has all the rows is shared out like any others. Sums that fit in a processor's cache
+//! are added to as the rows come ([`streamed`]); others, and those of rows that come in runs of a code, are made one
+//! code after the other, from sorted rows ([`sorted`]).
 
 mod element;
 mod rows;

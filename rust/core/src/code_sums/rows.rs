@@ -48,7 +48,7 @@ pub(super) fn room_at<const COUNT: usize>(sums: &mut [Line], line: usize) -> &mu
     lines
 }
 
-/// Adds so many lines of a row to their sums. Arrays of a known length, which the compiler keeps in registers.
+/// Adds so many lines of a row to their sums, all in one stretch of instructions.
 #[inline(always)]
 pub(super) fn add_lines<const COUNT: usize, X: Element>(
     values: &[[X; 8]; COUNT],

@@ -11,7 +11,7 @@ use super::{Element, Shape, Total};
 use crate::simd::{self, Kernel, Lanes, Level};
 use crate::threads;
 
-/// Held that stay in a second-level cache: 1 MiB.
+/// Sums that stay in a second-level cache: 1 MiB.
 const CACHED: usize = 1 << 17;
 /// Parts, at most: as many threads.
 const PARTS: usize = 8;
