@@ -36,6 +36,7 @@ gpu-check:
 	$(PYTHON) -m pip install -q --force-reinstall --no-deps dist/*.whl
 	$(PYTHON) -m ferrovae.bench.gpu_check
 
+# maturin asks the first python on the path for zig.
 wheel: .venv/ready
 	$(BIN)/uv pip install -q --python $(BIN)/python maturin ziglang
-	$(BIN)/maturin build --release --locked --zig --compatibility manylinux_2_28 --out dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/maturin build --release --locked --zig --compatibility manylinux_2_28 --out dist
