@@ -309,6 +309,7 @@ def check(case, draws):
     check_step(case, ours, peer, 3, draws)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_case(case, draws):
     check(case, draws)

@@ -160,6 +160,7 @@ def theirs(case, peer):
     return ask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_case(case, draws):
     check(case, draws)

@@ -196,6 +196,7 @@ def run(ask, case, layer, tokens):
     return results | {f"gradient of {name}": parameter.grad for name, parameter in layer.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_case(case):
     check(case)

@@ -297,6 +297,7 @@ def comparable(case, results, stack):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_case(case, draws):
     check(case, draws)

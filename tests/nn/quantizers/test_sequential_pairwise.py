@@ -142,6 +142,7 @@ def check(case):
     check_step(case, ours, theirs, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_case(case):
     check(case)
