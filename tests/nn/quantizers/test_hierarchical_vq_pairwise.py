@@ -314,6 +314,7 @@ def seed(monkeypatch):
     return seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_case(case, monkeypatch, seed):
     check(case, Draws(monkeypatch), seed)

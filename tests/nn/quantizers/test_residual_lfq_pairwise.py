@@ -236,6 +236,7 @@ def check_decoding(case, ours, theirs, result):
     close(output, quantized, "output", rough)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_case(case, draws):
     check(case, draws)

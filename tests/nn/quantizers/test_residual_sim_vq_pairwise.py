@@ -183,6 +183,7 @@ def check_decoding(case, layer, peer, found):
     close(layer.get_output_from_indices(indices), found["quantized"], "decoded", rough)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_case(case, seeds):
     check(case, seeds)
