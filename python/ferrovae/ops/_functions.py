@@ -52,10 +52,7 @@ def functional(name: str, run: _Call, backward: _Call, setup: _Call, rule: _Call
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise no_forward_mode(name)
 
-    def forward(*args: Any) -> Any:
-        return run(*args)
-
-    return _function(name, forward=forward, setup_context=setup, backward=backward, jvp=jvp, vmap=rule)
+    return _function(name, forward=run, setup_context=setup, backward=backward, jvp=jvp, vmap=rule)
 
 
 def one_by_one(run: _Call, size: int, dims: tuple[int | None, ...], args: tuple[Any, ...]) -> Any:

@@ -35,6 +35,15 @@ pub struct Shape {
     pub dims: usize,
 }
 
+/// What is added up, checked.
+#[derive(Debug, Clone, Copy)]
+struct Given<'a, X> {
+    x: &'a [X],
+    indices: &'a [i64],
+    weights: Option<&'a [f64]>,
+    shape: Shape,
+}
+
 /// Writes sums and counts, which hold zeros, each a total in `f64`, rounded once: of a large codebook, what belongs to
 /// no row is left as it is, so that its memory is not touched for a few rows. Index -1 skips a row, and so does a number
 /// in the row or its weight that is not finite; an index outside -1..K is an error.
@@ -69,10 +78,11 @@ pub fn code_sums_at<X: Element, O: Total>(
         )));
     }
     check(indices, shape)?;
+    let given = Given { x, indices, weights, shape };
     if streamed::suits(shape) && !in_runs(indices) {
-        streamed::add(level, x, indices, weights, shape, sums, counts, threads);
+        streamed::add(level, given, sums, counts, threads);
     } else {
-        sorted::add(level, x, indices, weights, shape, sums, counts, threads);
+        sorted::add(level, given, sums, counts, threads);
     }
     Ok(())
 }

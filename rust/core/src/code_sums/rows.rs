@@ -157,7 +157,7 @@ impl<X: Element> Rows<'_, X> {
         }
     }
 
-    /// For rows of `DIMS` numbers.
+    /// For rows of `DIMS` numbers. One flat array, and no call of [`add_line`]: of lines the compiler made memory.
     #[inline(always)]
     fn in_registers<const DIMS: usize>(&self, positions: &Range<usize>, sums: &mut [Line]) {
         let mut totals = [0.0; DIMS];

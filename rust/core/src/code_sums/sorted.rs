@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::rows::{Line, Rows, write};
-use super::{Element, Shape, Total};
+use super::{Element, Given, Shape, Total};
 use crate::simd::{self, Kernel, Lanes, Level};
 use crate::threads;
 
@@ -17,14 +17,12 @@ const SPARSE: usize = 4;
 
 pub(super) fn add<X: Element, O: Total>(
     level: Level,
-    x: &[X],
-    indices: &[i64],
-    weights: Option<&[f64]>,
-    shape: Shape,
+    given: Given<X>,
     sums: &mut [O],
     counts: &mut [O],
     threads: usize,
 ) {
+    let Given { x, indices, weights, shape } = given;
     let dims = shape.dims;
     let Sorted { order, runs } = sort(indices, shape);
     let rows = Rows { x, weights, dims, order: &order };

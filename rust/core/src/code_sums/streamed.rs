@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::rows::{Line, add_line, add_lines, add_row, is_finite, lines_at, room_at, write};
-use super::{Element, Shape, Total};
+use super::{Element, Given, Shape, Total};
 use crate::simd::{self, Kernel, Lanes, Level};
 use crate::threads;
 
@@ -32,14 +32,12 @@ fn parts(shape: Shape) -> usize {
 
 pub(super) fn add<X: Element, O: Total>(
     level: Level,
-    x: &[X],
-    indices: &[i64],
-    weights: Option<&[f64]>,
-    shape: Shape,
+    given: Given<X>,
     sums: &mut [O],
     counts: &mut [O],
     threads: usize,
 ) {
+    let Given { x, indices, weights, shape } = given;
     let Shape { heads, rows, codes, dims } = shape;
     let parts = parts(shape);
     let part = |head: usize, number: usize, checked: bool| {

@@ -45,10 +45,11 @@ fn run<X: Element>(
     let mut sums = vec![0.0; shape.heads * shape.codes * shape.dims];
     let mut counts = vec![0.0; shape.heads * shape.codes];
     let (to_sums, to_counts) = (&mut sums[..], &mut counts[..]);
+    let given = Given { x, indices, weights, shape };
     match way {
         Way::Suited => code_sums_at(level, x, indices, weights, shape, to_sums, to_counts, threads).unwrap(),
-        Way::Sorted => sorted::add(level, x, indices, weights, shape, to_sums, to_counts, threads),
-        Way::Streamed => streamed::add(level, x, indices, weights, shape, to_sums, to_counts, threads),
+        Way::Sorted => sorted::add(level, given, to_sums, to_counts, threads),
+        Way::Streamed => streamed::add(level, given, to_sums, to_counts, threads),
     }
     (sums, counts)
 }
