@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nn.quantizers.pairwise import Case, naming, pairwise_cases
+from nn.quantizers.pairwise import Case, in_two_companies, naming, options_at
 from nn.quantizers.pairwise_parity import each
 
 DIM = 7
@@ -76,12 +76,10 @@ DIFFERENT: dict[str, list[Case]] = {
 }
 EXCLUDED = [*REFUSED, *chain(*DIFFERENT.values())]
 LEVELS = {name: tuple(levels) for name, levels in chain(OPTIONS.items(), CALLS.items())}
-CASES = pairwise_cases(LEVELS, EXCLUDED)
-# The same pairs in other company.
-OTHERS = pairwise_cases({name: LEVELS[name][::-1] for name in reversed(LEVELS)}, EXCLUDED)
+CASES, OTHERS = in_two_companies(LEVELS, EXCLUDED)
 name_of = naming(LEVELS)
 
 
 def options_of(case: Case) -> dict[str, Any]:
     """The constructor's options."""
-    return {name: value for factor, levels in OPTIONS.items() for name, value in levels[case[factor]].items()}
+    return options_at(case, OPTIONS)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from nn.quantizers.pairwise import Case, naming, pairwise_cases
+from nn.quantizers.pairwise import Case, in_two_companies, naming, options_at
 
 DIM = 10
 
@@ -86,16 +86,12 @@ DIFFERENT: dict[str, list[Case]] = {
 EXCLUDED = [*REFUSED, *chain(*DIFFERENT.values())]
 LEVELS = {name: tuple(levels) for name, levels in chain(OPTIONS.items(), CALLS.items())}
 name_of = naming(LEVELS)
-CASES = pairwise_cases(LEVELS, EXCLUDED)
-# The same pairs in other company.
-OTHERS = pairwise_cases({name: LEVELS[name][::-1] for name in reversed(LEVELS)}, EXCLUDED)
+CASES, OTHERS = in_two_companies(LEVELS, EXCLUDED)
 
 
 def options_of(case: Case) -> dict[str, Any]:
     """The constructor's options, new ones at each call."""
-    options: dict[str, Any] = {}
-    for factor, levels in OPTIONS.items():
-        options |= levels[case[factor]]
+    options = options_at(case, OPTIONS)
     bits = {"16": 4, "2": 1, "32": 5, "512": 9}[case["codes"]]
     if case["dim"] == "alone":  # the codes are then 2^dim
         options |= {"codebook_size": None, "dim": bits}
@@ -103,4 +99,4 @@ def options_of(case: Case) -> dict[str, Any]:
         options["codebook_size"] = 2**bits
     if "channels" in case["layout"]:
         options["channel_first"] = case["layout"].endswith("first")
-    return {name: value() if isinstance(value, type) else value for name, value in options.items()}
+    return options

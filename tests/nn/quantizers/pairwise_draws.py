@@ -59,3 +59,11 @@ def one_dropout(monkeypatch, module):
     monkeypatch.setattr(quantizer_dropout.QuantizerDropout, "dropout_seed", dropout_seed)
     monkeypatch.setattr(quantizer_dropout, "draw_last_stage", last_stage)
     return seed
+
+
+def shared_draws(monkeypatch, *modules, draws=None):
+    """The same draws in all of these modules."""
+    draws = SharedDraws() if draws is None else draws
+    for module in modules:
+        monkeypatch.setattr(module, "torch", draws)
+    return draws

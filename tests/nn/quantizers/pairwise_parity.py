@@ -34,6 +34,11 @@ def each(factor: str, levels: tuple[str, ...], **other: str) -> list[Case]:
     return [{factor: level, **other} for level in levels]
 
 
+def dtype_of(case: Case) -> torch.dtype:
+    """Of the layer of a case, which autocast leaves as it is."""
+    return torch.float32 if case["dtype"] == "autocast" else getattr(torch, case["dtype"])
+
+
 def loaded(ours, theirs):
     """Our layer with the library's state, of which nothing was there before."""
     with torch.no_grad():

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nn.quantizers.pairwise import Case, naming, pairwise_cases
+from nn.quantizers.pairwise import Case, in_two_companies, naming, options_at
 from nn.quantizers.pairwise_parity import COMMITMENT, DEAD, GRADIENT, METRIC, REGULARIZER, START, STRAIGHT, each
 
 DIM, SIZE, STAGES, BATCH, LENGTH = 12, 8, 3, 2, 15
@@ -153,16 +153,12 @@ NOISE_OF_OTHERS = [
 EXCLUDED = [*REFUSED, *chain(*DIFFERENT.values()), *NOISE_OF_OTHERS]
 LEVELS = {name: tuple(levels) for name, levels in chain(OPTIONS.items(), CALLS.items())}
 name_of = naming(LEVELS)
-CASES = pairwise_cases(LEVELS, EXCLUDED)
-# The same pairs in other company.
-OTHERS = pairwise_cases({name: LEVELS[name][::-1] for name in reversed(LEVELS)}, EXCLUDED)
+CASES, OTHERS = in_two_companies(LEVELS, EXCLUDED)
 
 
 def options_of(case: Case) -> dict[str, Any]:
     """The constructor's options."""
-    options: dict[str, Any] = {"dim": DIM, "num_quantizers": STAGES}
-    for factor, levels in OPTIONS.items():
-        options |= levels[case[factor]]
+    options = {"dim": DIM, "num_quantizers": STAGES} | options_at(case, OPTIONS)
     options["return_zeros_for_masked_padding"] = case["mask"] != "as it came"
     return options
 

@@ -20,9 +20,9 @@ import torch
 
 from ferrovae.nn import FSP
 from ferrovae.nn.quantizers import fsp
-from nn.quantizers.pairwise import naming, pairwise_cases
-from nn.quantizers.pairwise_draws import SharedDraws
-from nn.quantizers.pairwise_parity import assert_results, backward, close, loaded, step_down
+from nn.quantizers.pairwise import in_two_companies, naming, options_at
+from nn.quantizers.pairwise_draws import shared_draws
+from nn.quantizers.pairwise_parity import assert_results, backward, close, dtype_of, loaded, step_down
 
 upstream = pytest.importorskip(
     "vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed (extra `bench`)"
@@ -73,9 +73,7 @@ CALLS = {
     "input": ("learnt", "fixed"),
 }
 LEVELS = {name: tuple(levels) for name, levels in chain(OPTIONS.items(), CALLS.items())}
-CASES = pairwise_cases(LEVELS)
-# The same pairs in other company.
-OTHERS = pairwise_cases({name: LEVELS[name][::-1] for name in reversed(LEVELS)})
+CASES, OTHERS = in_two_companies(LEVELS)
 name_of = naming(LEVELS)
 ATTRIBUTES = (
     "_levels",
@@ -93,19 +91,11 @@ WEIGHTS = ("l1_weight", "l2_weight", "l3_weight", "l4_weight", "eps")
 
 @pytest.fixture
 def draws(monkeypatch):
-    """The same draws for both."""
-    shared = SharedDraws()
-    monkeypatch.setattr(module, "torch", shared)
-    monkeypatch.setattr(fsp, "torch", shared)
-    return shared
-
-
-def dtype_of(case):
-    return torch.float32 if case["dtype"] == "autocast" else getattr(torch, case["dtype"])
+    return shared_draws(monkeypatch, module, fsp)
 
 
 def options_of(case):
-    return {name: value for factor, levels in OPTIONS.items() for name, value in levels[case[factor]].items()}
+    return options_at(case, OPTIONS)
 
 
 def clear_tokens(case, layer, number):

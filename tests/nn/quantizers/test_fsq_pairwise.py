@@ -18,8 +18,8 @@ import torch
 from ferrovae.nn import FSQ
 from ferrovae.nn.quantizers import fsq
 from nn.quantizers.fsq_cases import CASES, OTHERS, name_of, options_of
-from nn.quantizers.pairwise_draws import SharedDraws
-from nn.quantizers.pairwise_parity import assert_results, backward, close, loaded, step_down
+from nn.quantizers.pairwise_draws import shared_draws
+from nn.quantizers.pairwise_parity import assert_results, backward, close, dtype_of, loaded, step_down
 
 upstream = pytest.importorskip(
     "vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed (extra `bench`)"
@@ -39,15 +39,7 @@ ATTRIBUTES += ("orthogonal_rotation",)
 
 @pytest.fixture
 def draws(monkeypatch):
-    """The same draws for both."""
-    shared = SharedDraws()
-    monkeypatch.setattr(module, "torch", shared)
-    monkeypatch.setattr(fsq, "torch", shared)
-    return shared
-
-
-def dtype_of(case):
-    return torch.float32 if case["dtype"] == "autocast" else getattr(torch, case["dtype"])
+    return shared_draws(monkeypatch, module, fsq)
 
 
 def pair(case):

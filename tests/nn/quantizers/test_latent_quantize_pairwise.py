@@ -25,8 +25,8 @@ import pytest
 import torch
 
 from ferrovae.nn import LatentQuantize
-from nn.quantizers.pairwise import Case, naming, pairwise_cases
-from nn.quantizers.pairwise_parity import assert_results, backward, close, loaded, step_down
+from nn.quantizers.pairwise import Case, in_two_companies, naming, options_at
+from nn.quantizers.pairwise_parity import assert_results, backward, close, dtype_of, loaded, step_down
 
 upstream = pytest.importorskip(
     "vector_quantize_pytorch", reason="vector-quantize-pytorch is not installed (extra `bench`)"
@@ -83,16 +83,14 @@ REFUSED: list[Case] = [
     {"values": values, "in place": optimizer} for values in ("fixed", "none") for optimizer in ("sgd", "adam")
 ]
 LEVELS = {name: tuple(levels) for name, levels in chain(OPTIONS.items(), CALLS.items())}
-CASES = pairwise_cases(LEVELS, REFUSED)
-# The same pairs in other company.
-OTHERS = pairwise_cases({name: LEVELS[name][::-1] for name in reversed(LEVELS)}, REFUSED)
+CASES, OTHERS = in_two_companies(LEVELS, REFUSED)
 name_of = naming(LEVELS)
 ATTRIBUTES = ("codebook_dim", "effective_codebook_dim", "num_codebooks", "keep_num_codebooks_dim", "dim")
 ATTRIBUTES += ("has_projections", "codebook_size", "commitment_loss_weight", "quantization_loss_weight", "_levels")
 
 
 def options_of(case):
-    options = {name: value for factor, levels in OPTIONS.items() for name, value in levels[case[factor]].items()}
+    options = options_at(case, OPTIONS)
     channels = options["codebook_dim"] if isinstance(options["levels"], int) else len(options["levels"])
     return {"dim": channels * options.get("num_codebooks", 1)} | options
 
@@ -114,10 +112,6 @@ def pair(case):
             two.data = two.to(dtype)
             one.data.copy_(two)
     return peer.to(dtype), loaded(layer, peer.to(dtype))
-
-
-def dtype_of(case):
-    return torch.float32 if case["dtype"] == "autocast" else getattr(torch, case["dtype"])
 
 
 def context(case):

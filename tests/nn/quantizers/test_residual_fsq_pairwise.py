@@ -23,7 +23,7 @@ import torch
 
 from ferrovae import nn
 from ferrovae.nn.quantizers import fsq, quantizer_dropout
-from nn.quantizers.pairwise_draws import SharedDraws
+from nn.quantizers.pairwise_draws import SharedDraws, shared_draws
 from nn.quantizers.pairwise_parity import assert_results, backward, close, loaded, step_down
 from nn.quantizers.residual_fsq_cases import CASES, OTHERS, name_of, options_of
 
@@ -60,9 +60,7 @@ class StepDraws(SharedDraws):
 @pytest.fixture
 def draws(monkeypatch):
     """The same noise and the same number of stages for both."""
-    shared = StepDraws()
-    monkeypatch.setattr(module, "torch", shared)
-    monkeypatch.setattr(fsq, "torch", shared)
+    shared = shared_draws(monkeypatch, module, fsq, draws=StepDraws())
     monkeypatch.setattr(
         quantizer_dropout,
         "draw_last_stage",

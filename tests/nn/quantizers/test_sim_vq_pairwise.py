@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ferrovae.nn import SimVQ
-from nn.quantizers.pairwise import Case, naming, pairwise_cases
+from nn.quantizers.pairwise import Case, in_two_companies, naming
 from nn.quantizers.sim_vq_cases import DIM, OPTIONS, moments_kept
 
 upstream = pytest.importorskip(
@@ -30,9 +30,7 @@ CALLS = {"layout": tuple(GRIDS), "dtype": ("float32", "float64"), "input": ("lea
 REFUSED: list[Case] = [{"codes": "1", "map": "of all codes"}]  # one code has no variance
 LEVELS = {name: tuple(levels) for name, levels in chain(OPTIONS.items(), CALLS.items())}
 name_of = naming(LEVELS)
-CASES = pairwise_cases(LEVELS, REFUSED)
-# The same pairs in other company.
-OTHERS = pairwise_cases({name: LEVELS[name][::-1] for name in reversed(LEVELS)}, REFUSED)
+CASES, OTHERS = in_two_companies(LEVELS, REFUSED)
 
 
 def make(kind, case):
