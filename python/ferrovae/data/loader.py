@@ -113,11 +113,11 @@ class Loader:
             previous.close("another iteration of this loader has begun")
         if self.fixed_epoch is not None and not self._resumed:
             self._position = 0
-        self._resumed = False
         if not self._steps(self._position):
             self.advance()
         current = Pass(self)
         self._pass = weakref.ref(current)
+        self._resumed = False
         return current
 
     def state_dict(self) -> dict[str, Any]:

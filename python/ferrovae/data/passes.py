@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections import deque
 from typing import TYPE_CHECKING
 
 import torch
 
-from ferrovae.data._rust import Pipeline, span
+from ferrovae.data._rust import DataError, Pipeline, span
 from ferrovae.data.batches import Batch, Slot
 
 if TYPE_CHECKING:
@@ -20,7 +19,12 @@ class Pass:
     """An iterator over what is left of a loader's epoch.
 
     Slots in flight: `prefetch` while the consumer works, one more while it waits. Two others are with the consumer:
-    the batch it just got, and the one before, which a `for` loop holds until the next is assigned.
+    the batch it just got, and the one before, which a `for` loop holds until the next is assigned. Step n is in slot
+    n modulo their number.
+
+    Python looks for signals around calls. A KeyboardInterrupt there loses nothing: the pipeline counts what was
+    submitted and gives a step again until the next is asked for, and what says that a batch was handed out is written
+    without a call between.
     """
 
     def __init__(self, loader: Loader) -> None:
@@ -36,7 +40,6 @@ class Pass:
         loader = self._loader
         dataset = loader.dataset
         dataset.verify()
-        self._process = os.getpid()
         self._pipeline = Pipeline(
             dataset,
             dataset.name,
@@ -55,11 +58,9 @@ class Pass:
         self._finalizer = weakref.finalize(self, self._pipeline.close)
         self._slots = loader._slots or [self._slot() for _ in range(loader.prefetch + 2)]
         loader._slots = self._slots
-        for number, slot in enumerate(self._slots):
-            self._declare(number, slot)
-        self._idle = deque(range(len(self._slots)))
-        self._flying: deque[int] = deque()
+        self._handed = 0
         self._more = True
+        self._process = os.getpid()
 
     def __iter__(self) -> Pass:
         return self
@@ -74,42 +75,39 @@ class Pass:
             self._finalizer.detach()
             self._start()
         loader = self._loader
-        while self._more and len(self._flying) <= loader.prefetch:
+        while self._more and self._pipeline.submitted - self._handed <= loader.prefetch:
             self._submit()
         try:
-            taken = self._pipeline.take()
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
+            taken = self._pipeline.take(self._handed)
+        except DataError as error:
             self.close(str(error))
             raise
         if taken is None:
+            self._ended, loader._epoch, loader._position = "", loader._epoch + 1, 0
             self.close("")
-            loader.advance()
             raise StopIteration
-        number = self._flying.popleft()
-        self._idle.append(number)
         rows, examples = taken
+        slot = self._slots[self._handed % len(self._slots)]
+        batch = slot.batch(rows) if self._target is None else slot.copied(rows, self._target)
+        self._handed += 1
         loader._position += examples
-        slot = self._slots[number]
-        return slot.batch(rows) if self._target is None else slot.copied(rows, self._target)
+        return batch
 
     def close(self, reason: str) -> None:
-        """End the iteration and join its threads; with a reason, further use is an error."""
+        """End the iteration and join its threads; with a reason, further use is an error. May be called again."""
         if self._ended is None:
             self._ended = reason
-            self._finalizer()
-            # The next pass begins with the slots that the consumer has had no hold of for longest.
-            self._loader._slots = [self._slots[number] for number in (*self._flying, *self._idle)]
+        self._pipeline.close()
+        # The next pass begins with the slots that the consumer has had no hold of for longest.
+        first = self._handed % len(self._slots)
+        self._loader._slots = self._slots[first:] + self._slots[:first]
 
     def _submit(self) -> None:
-        number = self._idle[0]
+        number = self._pipeline.submitted % len(self._slots)
         if self._renew or not (self._loader.reuse or self._slots[number].is_free()):
             self._slots[number] = self._slot()
-            self._declare(number, self._slots[number])
-        self._more = self._pipeline.submit(number)
-        if self._more:
-            self._flying.append(self._idle.popleft())
+        slot = self._slots[number]
+        self._more = self._pipeline.submit(number, slot.addresses, slot.rows, slot)
 
     def _slot(self) -> Slot:
         loader = self._loader
@@ -120,6 +118,3 @@ class Pass:
             labelled=loader.dataset.labels is not None,
             pinned=loader.pin_memory,
         )
-
-    def _declare(self, number: int, slot: Slot) -> None:
-        self._pipeline.set_slot(number, slot.addresses, slot.rows, slot)

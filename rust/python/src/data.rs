@@ -70,7 +70,7 @@ fn transform(spec: Option<(String, f64, f64)>) -> ferrovae_core::Result<Option<T
 struct Pipeline {
     // Declared first, so dropped first: its threads are gone before the memory they write.
     core: Core,
-    slots: Vec<Option<(Slot, Py<PyAny>)>>,
+    owners: Vec<Option<Py<PyAny>>>,
     _source: Py<PyAny>,
 }
 
@@ -108,32 +108,41 @@ impl Pipeline {
             // SAFETY: `owner` is held until the threads are joined.
             unsafe { Core::start(plan, schedule, threads) }
         });
-        Ok(Self { core: core.map_err(to_python)?, slots: Vec::new(), _source: owner })
+        Ok(Self { core: core.map_err(to_python)?, owners: Vec::new(), _source: owner })
     }
 
-    /// Declares slot `number`: addresses of x, index, label and valid, rows, and who keeps them alive. The slot is
-    /// not submitted at the time.
-    fn set_slot(&mut self, number: usize, addresses: (usize, usize, usize, usize), capacity: usize, owner: Py<PyAny>) {
+    /// Steps submitted so far.
+    #[getter]
+    fn submitted(&self) -> usize {
+        self.core.submitted()
+    }
+
+    /// Has the next step written into slot `number`, which is not in flight: addresses of x, index, label and valid,
+    /// rows, and who keeps them alive. False when no step is left.
+    fn submit(
+        &mut self,
+        number: usize,
+        addresses: (usize, usize, usize, usize),
+        capacity: usize,
+        owner: Py<PyAny>,
+    ) -> bool {
         let (x, index, label, valid) = addresses;
-        if self.slots.len() <= number {
-            self.slots.resize_with(number + 1, || None);
+        if self.owners.len() <= number {
+            self.owners.resize_with(number + 1, || None);
         }
-        self.slots[number] = Some((Slot { x, index, label, valid, capacity }, owner));
+        // SAFETY: the owner is held until Python submits this slot again, which it does only after its delivery.
+        let submitted = unsafe { self.core.submit(Slot { x, index, label, valid, capacity }) };
+        if submitted {
+            self.owners[number] = Some(owner);
+        }
+        submitted
     }
 
-    /// Has the next step written into a slot; false when no step is left.
-    fn submit(&self, number: usize) -> PyResult<bool> {
-        let Some(Some((slot, _))) = self.slots.get(number) else {
-            return Err(to_python(Error::Argument(format!("slot {number} is not declared"))));
-        };
-        // SAFETY: the owner is held, and Python hands a slot out only after its delivery.
-        Ok(unsafe { self.core.submit(*slot) })
-    }
-
-    /// `(rows, examples of the global batch)` of the next step, waited for; None when nothing was submitted.
-    fn take(&self, py: Python<'_>) -> PyResult<Option<(usize, usize)>> {
+    /// `(rows, examples of the global batch)` of a step, waited for; None when it was not submitted. May be asked for
+    /// again until the next is.
+    fn take(&self, py: Python<'_>, step: usize) -> PyResult<Option<(usize, usize)>> {
         loop {
-            match py.detach(|| self.core.take(SIGNAL_INTERVAL)).map_err(to_python)? {
+            match py.detach(|| self.core.take(step, SIGNAL_INTERVAL)).map_err(to_python)? {
                 Delivery::Batch(rows, examples) => return Ok(Some((rows, examples))),
                 Delivery::Nothing => return Ok(None),
                 Delivery::Late => py.check_signals()?,

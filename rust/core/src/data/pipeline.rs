@@ -27,7 +27,7 @@ struct Job {
 }
 
 struct State {
-    /// Jobs in the order of their steps; the front is the next to be delivered.
+    /// Jobs in the order of their steps; the front is the next to be delivered, or has been and may be asked for again.
     jobs: VecDeque<Job>,
     next_step: usize,
     idle: usize,
@@ -106,19 +106,28 @@ impl Pipeline {
         true
     }
 
-    /// The next batch in order; waits for it at most `patience`, and meanwhile fills small ones itself.
-    pub fn take(&self, patience: Duration) -> Result<Delivery> {
+    /// Steps submitted so far.
+    pub fn submitted(&self) -> usize {
+        self.shared.as_ref().map_or(0, |shared| shared.lock().next_step)
+    }
+
+    /// The batch of `step`; waits for it at most `patience`, and meanwhile fills small ones itself. Gives up all
+    /// before it; the same step may be taken again, by a consumer that was interrupted and does not know.
+    pub fn take(&self, step: usize, patience: Duration) -> Result<Delivery> {
         let Some(shared) = &self.shared else { return Ok(Delivery::Nothing) };
         let deadline = Instant::now() + patience;
         let mut state = shared.lock();
+        while state.jobs.front().is_some_and(|job| job.step < step && matches!(job.status, Status::Done(_))) {
+            state.jobs.pop_front();
+        }
         loop {
-            let Some(job) = state.jobs.front_mut() else { return Ok(Delivery::Nothing) };
-            if let Status::Done(result) = &mut job.status {
-                let result = std::mem::replace(result, Ok(()));
-                let part = shared.schedule.part(job.step);
-                let delivery = Delivery::Batch(part.rows, shared.schedule.examples(job.step));
-                state.jobs.pop_front();
-                return result.map(|()| delivery);
+            let Some(job) = state.jobs.front() else { return Ok(Delivery::Nothing) };
+            if job.step != step {
+                return Err(Error::Argument(format!("step {step} asked for while {} is next", job.step)));
+            }
+            if let Status::Done(result) = &job.status {
+                let rows = shared.schedule.part(step).rows;
+                return result.clone().map(|()| Delivery::Batch(rows, shared.schedule.examples(step)));
             }
             // Also a later one: the first may be under way, and would be waited for in idleness.
             if let Some(place) = state.jobs.iter().position(|job| shared.helps_with(job)) {
@@ -269,6 +278,7 @@ mod tests {
         let mut ring: VecDeque<Buffers> = (0..slots).map(|_| Buffers::new(batch, width)).collect();
         let mut flying = VecDeque::new();
         let mut rows = Vec::new();
+        let mut step = 0;
         loop {
             while let Some(mut buffers) = ring.pop_front() {
                 // SAFETY: the vectors' heap memory does not move with them.
@@ -277,8 +287,9 @@ mod tests {
                 }
                 flying.push_back(buffers);
             }
-            match pipeline.take(Duration::from_secs(20)).unwrap() {
+            match pipeline.take(step, Duration::from_secs(20)).unwrap() {
                 Delivery::Batch(count, _) => {
+                    step += 1;
                     let buffers = flying.pop_front().unwrap();
                     for row in 0..count {
                         assert_eq!(buffers.label[row], 10 * buffers.index[row]);
@@ -316,11 +327,13 @@ mod tests {
             let _ = std::panic::take_hook();
             std::panic::set_hook(Box::new(|_| {}));
             assert!(buffers.iter_mut().all(|buffers| pipeline.submit(buffers.slot())));
-            for _ in 0..2 {
-                assert_eq!(pipeline.take(Duration::from_secs(20)), Ok(Delivery::Batch(3, 3)));
+            for step in 0..2 {
+                assert_eq!(pipeline.take(step, Duration::from_secs(20)), Ok(Delivery::Batch(3, 3)));
             }
-            let error = pipeline.take(Duration::from_secs(20)).unwrap_err().to_string();
+            let error = pipeline.take(2, Duration::from_secs(20)).unwrap_err();
+            assert_eq!(pipeline.take(2, Duration::from_secs(20)), Err(error.clone()));
             let _ = std::panic::take_hook();
+            let error = error.to_string();
             assert!(error.contains("batch 2") && error.contains("out of bounds"), "{error}");
         }
     }
@@ -337,7 +350,26 @@ mod tests {
             pipeline.close();
             pipeline.close();
             assert!(!pipeline.submit(buffers[0].slot()));
-            assert_eq!(pipeline.take(Duration::ZERO), Ok(Delivery::Nothing));
+            assert_eq!(pipeline.take(0, Duration::ZERO), Ok(Delivery::Nothing));
+        }
+    }
+
+    #[test]
+    fn a_step_is_given_again_until_the_next_is_asked_for() {
+        let mut buffers: Vec<Buffers> = (0..2).map(|_| Buffers::new(60, 50)).collect();
+        // SAFETY: the plan's memory is leaked, and the buffers outlive the pipeline.
+        unsafe {
+            let pipeline = Pipeline::start(plan(103, 50), schedule(103, 60), 1).unwrap();
+            assert_eq!(pipeline.take(0, Duration::ZERO), Ok(Delivery::Nothing));
+            for (step, buffers) in buffers.iter_mut().enumerate() {
+                assert_eq!(pipeline.submitted(), step);
+                assert!(pipeline.submit(buffers.slot()));
+            }
+            for (step, rows) in [(0, 60), (0, 60), (1, 43), (1, 43)] {
+                assert_eq!(pipeline.take(step, Duration::from_secs(20)), Ok(Delivery::Batch(rows, rows)));
+            }
+            assert!(pipeline.take(0, Duration::ZERO).is_err());
+            assert_eq!(pipeline.take(2, Duration::ZERO), Ok(Delivery::Nothing));
         }
     }
 
@@ -358,12 +390,12 @@ mod tests {
             assert!(unsafe { pipeline.submit(buffers.slot()) });
         }
         shared.lock().jobs[0].status = Status::Running;
-        assert_eq!(pipeline.take(Duration::ZERO), Ok(Delivery::Late));
+        assert_eq!(pipeline.take(0, Duration::ZERO), Ok(Delivery::Late));
         assert!(matches!(shared.lock().jobs[1].status, Status::Done(Ok(()))));
         assert!(buffers[1].x.iter().all(|x| x.is_finite()));
         shared.lock().jobs[0].status = Status::Done(Ok(()));
-        assert_eq!(pipeline.take(Duration::ZERO), Ok(Delivery::Batch(13, 13)));
-        assert_eq!(pipeline.take(Duration::ZERO), Ok(Delivery::Batch(13, 13)));
-        assert_eq!(pipeline.take(Duration::ZERO), Ok(Delivery::Nothing));
+        assert_eq!(pipeline.take(0, Duration::ZERO), Ok(Delivery::Batch(13, 13)));
+        assert_eq!(pipeline.take(1, Duration::ZERO), Ok(Delivery::Batch(13, 13)));
+        assert_eq!(pipeline.take(2, Duration::ZERO), Ok(Delivery::Nothing));
     }
 }
