@@ -31,7 +31,19 @@ class Slot:
     the consumer, autograd or numpy may still hold.
     """
 
-    __slots__ = ("_addresses", "_counts", "_event", "_pinned", "_storages", "index", "label", "rows", "valid", "x")
+    __slots__ = (
+        "_counts",
+        "_event",
+        "_located_at",
+        "_pinned",
+        "_storages",
+        "addresses",
+        "index",
+        "label",
+        "rows",
+        "valid",
+        "x",
+    )
 
     def __init__(self, rows: int, shape: tuple[int, ...], dtype: torch.dtype, *, labelled: bool, pinned: bool) -> None:
         self.rows = rows
@@ -42,23 +54,20 @@ class Slot:
         self.valid = words[2 * rows :].view(torch.bool)[:rows]
         del words
         self._storages = (self.x.untyped_storage(), self.index.untyped_storage())
-        self._addresses = self._located()
+        # Where Rust writes x, index, label and valid.
+        label = 0 if self.label is None else self.label.data_ptr()
+        self.addresses = self.x.data_ptr(), self.index.data_ptr(), label, self.valid.data_ptr()
+        self._located_at = self._located()
         self._counts = self._shared()
         self._pinned = pinned
         self._event: torch.cuda.Event | None = None
-
-    @property
-    def addresses(self) -> tuple[int, int, int, int]:
-        """Where Rust writes x, index, label and valid."""
-        label = 0 if self.label is None else self.label.data_ptr()
-        return self.x.data_ptr(), self.index.data_ptr(), label, self.valid.data_ptr()
 
     def is_free(self) -> bool:
         """Whether nobody else can see this memory, and it is still where it was."""
         if self._event is not None:
             self._event.synchronize()
             self._event = None
-        return self._shared() == self._counts and self._located() == self._addresses
+        return self._shared() == self._counts and self._located() == self._located_at
 
     def batch(self, rows: int) -> Batch:
         """Aliases of the first `rows` rows."""

@@ -75,8 +75,10 @@ class Pass:
             self._finalizer.detach()
             self._start()
         loader = self._loader
-        while self._more and self._pipeline.submitted - self._handed <= loader.prefetch:
-            self._submit()
+        step = self._pipeline.submitted
+        while self._more and step - self._handed <= loader.prefetch:
+            self._submit(step)
+            step += 1
         try:
             taken = self._pipeline.take(self._handed)
         except DataError as error:
@@ -102,8 +104,8 @@ class Pass:
         first = self._handed % len(self._slots)
         self._loader._slots = self._slots[first:] + self._slots[:first]
 
-    def _submit(self) -> None:
-        number = self._pipeline.submitted % len(self._slots)
+    def _submit(self, step: int) -> None:
+        number = step % len(self._slots)
         if self._renew or not (self._loader.reuse or self._slots[number].is_free()):
             self._slots[number] = self._slot()
         slot = self._slots[number]
