@@ -30,7 +30,9 @@ struct State {
     /// Jobs in the order of their steps; the front is the next to be delivered, or has been and may be asked for again.
     jobs: VecDeque<Job>,
     next_step: usize,
+    /// Workers asleep, and how many of them have been woken but are not up yet.
     idle: usize,
+    woken: usize,
     waiting: bool,
     stop: bool,
 }
@@ -72,7 +74,7 @@ impl Pipeline {
         if schedule.len != plan.len() {
             return Err(Error::Argument(format!("{}: schedule of {} examples", plan.name, schedule.len)));
         }
-        let state = State { jobs: VecDeque::new(), next_step: 0, idle: 0, waiting: false, stop: false };
+        let state = State { jobs: VecDeque::new(), next_step: 0, idle: 0, woken: 0, waiting: false, stop: false };
         let shared =
             Arc::new(Shared { plan, schedule, state: Mutex::new(state), work: Condvar::new(), done: Condvar::new() });
         let mut pipeline = Self { shared: Some(shared.clone()), workers: Vec::new(), process: std::process::id() };
@@ -87,7 +89,8 @@ impl Pipeline {
         Ok(pipeline)
     }
 
-    /// Queues the next step into `slot`; false when the epoch has no step left.
+    /// Queues the next step into `slot`; false when the epoch has no step left. The next `take` sees to who fills it:
+    /// a worker woken for a batch that the consumer then fills itself costs more than the batch.
     ///
     /// # Safety
     /// The slot's memory is live and touched by nobody else until its batch is delivered or the pipeline closed.
@@ -100,9 +103,6 @@ impl Pipeline {
         let step = state.next_step;
         state.next_step += 1;
         state.jobs.push_back(Job { step, slot, status: Status::Queued });
-        if state.idle > 0 {
-            shared.work.notify_one();
-        }
         true
     }
 
@@ -127,13 +127,17 @@ impl Pipeline {
             }
             if let Status::Done(result) = &job.status {
                 let rows = shared.schedule.part(step).rows;
-                return result.clone().map(|()| Delivery::Batch(rows, shared.schedule.examples(step)));
+                let delivery = result.clone().map(|()| Delivery::Batch(rows, shared.schedule.examples(step)));
+                shared.wake(&mut state, 0);
+                return delivery;
             }
             // Also a later one: the first may be under way, and would be waited for in idleness.
             if let Some(place) = state.jobs.iter().position(|job| shared.helps_with(job)) {
+                shared.wake(&mut state, 1);
                 state = shared.run(state, place);
                 continue;
             }
+            shared.wake(&mut state, 0);
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(Delivery::Late);
@@ -180,9 +184,21 @@ impl Shared {
                 state = self.run(state, place);
             } else {
                 state.idle += 1;
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                while state.woken == 0 && !state.stop {
+                    state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                state.woken = state.woken.saturating_sub(1);
                 state.idle -= 1;
             }
+        }
+    }
+
+    /// Wakes a worker for each queued job, but for those that the consumer is about to fill.
+    fn wake(&self, state: &mut State, own: usize) {
+        let queued = state.jobs.iter().filter(|job| matches!(job.status, Status::Queued)).count();
+        while state.woken < state.idle.min(queued.saturating_sub(own)) {
+            state.woken += 1;
+            self.work.notify_one();
         }
     }
 
@@ -376,7 +392,7 @@ mod tests {
     #[test]
     fn a_consumer_fills_a_later_batch_while_the_first_is_under_way() {
         let mut buffers: Vec<Buffers> = (0..2).map(|_| Buffers::new(13, 50)).collect();
-        let state = State { jobs: VecDeque::new(), next_step: 0, idle: 0, waiting: false, stop: false };
+        let state = State { jobs: VecDeque::new(), next_step: 0, idle: 0, woken: 0, waiting: false, stop: false };
         let shared = Arc::new(Shared {
             plan: plan(103, 50),
             schedule: schedule(103, 13),
