@@ -12,11 +12,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import ferrovae as fv
 from ferrovae.data import Loader, Scale
+from ferrovae.data.loader import useful_threads
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 
@@ -220,9 +222,16 @@ def test_an_interrupt_anywhere_loses_no_batch_and_repeats_none(goes_on, fixed_ep
     assert place > 100
 
 
-def test_default_threads(monkeypatch):
-    from ferrovae.data.loader import default_threads
-
-    for cores, threads in ((1, 1), (2, 1), (3, 2), (4, 3), (64, 3)):
+def test_no_more_threads_than_processors_unless_a_file_is_read(monkeypatch, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((8, 3), np.uint8))
+    in_memory, mapped = dataset(8, 3), fv.data.open(tmp_path / "x.npy")
+    monkeypatch.setattr("ferrovae.data.loader.useful_threads", useful_threads)
+    for cores, most in ((1, 1), (2, 1), (3, 2), (4, 3), (64, 63)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
-        assert default_threads() == threads
+        for data, asked, expected in (
+            (in_memory, None, min(most, 3)),
+            (in_memory, 8, min(most, 8)),
+            (mapped, None, min(most, 3)),
+            (mapped, 8, 8),
+        ):
+            assert Loader(data, 4, threads=asked).threads == expected

@@ -112,6 +112,11 @@ class Dataset:
         part.data = self.data[start:stop]
         return part
 
+    @property
+    def mapped(self) -> bool:
+        """Whether the examples are read from a file as they are needed."""
+        return self._file is not None
+
     def verify(self) -> None:
         """Check that a mapped file is as long as it was; reading past its end would kill the process."""
         if self._file is None:

@@ -15,6 +15,7 @@ from ferrovae.data.passes import Pass
 from ferrovae.data.transforms import Transform, as_tuple, compiled, described
 
 FORMAT_VERSION = 1
+DEFAULT_THREADS = 3
 
 
 class Loader:
@@ -32,7 +33,8 @@ class Loader:
         shuffle: otherwise the order is that of the dataset.
         drop_last: leave out an incomplete last batch.
         transform: one or a list of `Scale`, `Binarize`, `Dequantize`; None gives the elements as they are stored.
-        threads: that fill batches; default: the processors available minus one, from 1 to 3.
+        threads: that fill batches beside the consumer, which fills small ones itself where it would wait. Of data in
+            memory no more are started than there are processors for; the attribute says how many. Default: up to 3.
         prefetch: batches filled ahead.
         reuse: let a batch be overwritten once `prefetch + 1` more have been asked for. By default memory is used
             again only when no tensor, view or array of the consumer's shares it, and is fresh otherwise.
@@ -84,7 +86,9 @@ class Loader:
         self.shuffle, self.drop_last, self.fixed_epoch = shuffle, drop_last, fixed_epoch
         self.transforms = as_tuple(transform)
         self.spec = compiled(self.transforms, dataset.dtype)
-        self.threads = default_threads() if threads is None else threads
+        self.threads = threads or DEFAULT_THREADS
+        if threads is None or not dataset.mapped:  # several threads can wait for a disk
+            self.threads = min(self.threads, useful_threads())
         self.prefetch, self.reuse = prefetch, reuse
         self.device = None if device is None else torch.device(device)
         self.pin_memory = pin_memory and torch.cuda.is_available()
@@ -177,10 +181,13 @@ class Loader:
         return {**self.__dict__, "_pass": None, "_slots": []}
 
 
-def default_threads() -> int:
-    """The processors this process may use, minus one for the consumer; from 1 to 3."""
+def useful_threads() -> int:
+    """The processors this process may use, minus one for the consumer; at least 1.
+
+    More would only take turns: on two processors a second worker cost 10 % of the images/s.
+    """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(available, 4) - 1)
+    return max(1, available - 1)
 
 
 def _in_range(name: str, value: int, least: int, end: int | None = None, function: str = "Loader") -> None:

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -13,6 +14,10 @@ use crate::{Error, Result};
 /// A batch up to this size is filled by the waiting consumer itself when no worker has begun it: quicker than
 /// waking a thread, and short enough to answer Ctrl-C.
 const HELP_BYTES: usize = 8 << 20;
+
+/// A worker looks out for work so long before it falls asleep: being woken costs as much as filling a small batch
+/// (2 to 18 % more images/s in batches of 128 x 784 on two cores).
+const LOOKOUT: Duration = Duration::from_micros(30);
 
 enum Status {
     Queued,
@@ -43,6 +48,8 @@ struct Shared {
     state: Mutex<State>,
     work: Condvar,
     done: Condvar,
+    /// Jobs that nobody has begun, to be seen without the lock.
+    queued: AtomicUsize,
 }
 
 /// A batch on its way, or why there is none.
@@ -75,8 +82,14 @@ impl Pipeline {
             return Err(Error::Argument(format!("{}: schedule of {} examples", plan.name, schedule.len)));
         }
         let state = State { jobs: VecDeque::new(), next_step: 0, idle: 0, woken: 0, waiting: false, stop: false };
-        let shared =
-            Arc::new(Shared { plan, schedule, state: Mutex::new(state), work: Condvar::new(), done: Condvar::new() });
+        let shared = Arc::new(Shared {
+            plan,
+            schedule,
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            done: Condvar::new(),
+            queued: AtomicUsize::new(0),
+        });
         let mut pipeline = Self { shared: Some(shared.clone()), workers: Vec::new(), process: std::process::id() };
         for number in 0..threads.max(1) {
             let shared = shared.clone();
@@ -103,6 +116,7 @@ impl Pipeline {
         let step = state.next_step;
         state.next_step += 1;
         state.jobs.push_back(Job { step, slot, status: Status::Queued });
+        shared.queued.fetch_add(1, Ordering::Relaxed);
         true
     }
 
@@ -182,7 +196,15 @@ impl Shared {
         while !state.stop {
             if let Some(place) = state.jobs.iter().position(|job| matches!(job.status, Status::Queued)) {
                 state = self.run(state, place);
-            } else {
+                continue;
+            }
+            drop(state);
+            let until = Instant::now() + LOOKOUT;
+            while self.queued.load(Ordering::Relaxed) == 0 && Instant::now() < until {
+                thread::yield_now();
+            }
+            state = self.lock();
+            if self.queued.load(Ordering::Relaxed) == 0 {
                 state.idle += 1;
                 while state.woken == 0 && !state.stop {
                     state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -195,7 +217,7 @@ impl Shared {
 
     /// Wakes a worker for each queued job, but for those that the consumer is about to fill.
     fn wake(&self, state: &mut State, own: usize) {
-        let queued = state.jobs.iter().filter(|job| matches!(job.status, Status::Queued)).count();
+        let queued = self.queued.load(Ordering::Relaxed);
         while state.woken < state.idle.min(queued.saturating_sub(own)) {
             state.woken += 1;
             self.work.notify_one();
@@ -211,6 +233,7 @@ impl Shared {
     fn run<'a>(&'a self, mut state: MutexGuard<'a, State>, place: usize) -> MutexGuard<'a, State> {
         let job = &mut state.jobs[place];
         job.status = Status::Running;
+        self.queued.fetch_sub(1, Ordering::Relaxed);
         let (step, slot) = (job.step, job.slot);
         drop(state);
         let result = self.fill(step, &slot);
@@ -399,6 +422,7 @@ mod tests {
             state: Mutex::new(state),
             work: Condvar::new(),
             done: Condvar::new(),
+            queued: AtomicUsize::new(0),
         });
         let pipeline = Pipeline { shared: Some(shared.clone()), workers: Vec::new(), process: std::process::id() };
         for buffers in &mut buffers {
