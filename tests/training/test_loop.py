@@ -181,6 +181,31 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
         loop.train(tiny(tmp_path / "run"))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+
+    class Second(Silent):
+        def metrics(self, record) -> None:
+            if record["step"] == 20:
+                done = subprocess.run(
+                    [sys.executable, "-m", "ferrovae", "train", "--resume", str(run_dir)],
+                    capture_output=True,
+                    text=True,
+                    timeout=300,
+                )
+                refused.append((done.returncode, done.stderr))
+
+    refused: list = []
+    loop.train(tiny(run_dir), Second())
+    loop.train(tiny(tmp_path / "alone"))
+    code, message = refused[0]
+    assert code == 2
+    assert f"is being trained by process {os.getpid()}: wait for it" in " ".join(message.split())
+    assert curves(run_dir) == curves(tmp_path / "alone")
+    assert loop.resume(run_dir).step == 45
+
+
 def test_other_data_are_refused(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 255, (64, 1, 8, 8), dtype=np.uint8)
     np.save(tmp_path / "one.npy", images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ferrovae.training.configuration import Configuration
 from ferrovae.training.distributed import ranks
 from ferrovae.training.errors import Interrupted, NonFiniteError
 from ferrovae.training.interrupt import StopWish
+from ferrovae.training.lock import locked
 from ferrovae.training.progress import Progress, Silent
 from ferrovae.training.serialization import load_configuration
 from ferrovae.training.session import Session
@@ -49,7 +51,8 @@ def train(config: Configuration, progress: Progress | None = None) -> Outcome:
         session = Session(config, run_dir, mine)
         if mine.first:
             run.create(run_dir, replace(config, run_dir=None))
-        return _fit(session, progress or Silent())
+        with locked(run_dir) if mine.first else nullcontext():
+            return _fit(session, progress or Silent())
 
 
 def resume(run_dir: Path, *, data: str | None = None, progress: Progress | None = None) -> Outcome:
@@ -59,13 +62,14 @@ def resume(run_dir: Path, *, data: str | None = None, progress: Progress | None 
         data: where the data are now, when they have moved since.
         progress: hears of it.
 
-    Raises: what `train` raises, and CheckpointError when no checkpoint is whole or the data are others.
+    Raises: what `train` raises, ConfigurationError when another process trains the run, and CheckpointError when no
+        checkpoint is whole or the data are others.
     """
     progress = progress or Silent()
     config = load_configuration(run_dir)
     if data is not None:
         config = replace(config, data=data)
-    with ranks(config.device) as mine:
+    with ranks(config.device) as mine, locked(run_dir) if mine.first else nullcontext():
         session = Session(config, run_dir, mine)
         saved = checkpoint.read_newest(run_dir, progress.say)
         if saved is not None:
