@@ -5,22 +5,31 @@ use std::ops::Mul;
 use crate::simd::Lanes;
 
 /// What is computed in.
-pub trait Real: Copy + Send + Sync + Mul<Output = Self> {
+pub trait Real: Copy + PartialOrd + Send + Sync + Mul<Output = Self> {
     /// 0
     const ZERO: Self;
     /// 1
     const ONE: Self;
+    /// The product of two numbers as large is no subnormal, with which some processors take 100 times as long.
+    const TINY: Self;
     /// The vector that goes with the lanes of a level.
     type Vector<V: Lanes>: Vector<Scalar = Self>;
     /// Exactly.
     fn double(self) -> f64;
     /// Rounded.
     fn round(value: f64) -> Self;
+    /// 0 where it is not above [`Self::TINY`]; NaN stays.
+    #[must_use]
+    #[inline(always)]
+    fn flushed(self) -> Self {
+        if self <= Self::TINY { Self::ZERO } else { self }
+    }
 }
 
 impl Real for f32 {
     const ZERO: f32 = 0.0;
     const ONE: f32 = 1.0;
+    const TINY: f32 = 1.0 / (1_u64 << 63) as f32;
     type Vector<V: Lanes> = V;
 
     #[inline(always)]
@@ -37,6 +46,7 @@ impl Real for f32 {
 impl Real for f64 {
     const ZERO: f64 = 0.0;
     const ONE: f64 = 1.0;
+    const TINY: f64 = f64::from_bits((1023 - 511) << 52);
     type Vector<V: Lanes> = Doubles;
 
     #[inline(always)]
@@ -70,6 +80,8 @@ pub trait Vector: Copy {
     fn mul(self, other: Self) -> Self;
     /// `self * factor + term`
     fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// As [`Real::flushed`].
+    fn flushed(self) -> Self;
 }
 
 impl<V: Lanes> Vector for V {
@@ -109,6 +121,12 @@ impl<V: Lanes> Vector for V {
     #[inline(always)]
     fn mul_add(self, factor: V, term: V) -> V {
         <V as Lanes>::mul_add(self, factor, term)
+    }
+
+    #[inline(always)]
+    fn flushed(self) -> V {
+        let tiny = <V as Lanes>::splat(f32::TINY);
+        self.where_nonzero(self.at_least(tiny).sub(tiny))
     }
 }
 
@@ -169,5 +187,10 @@ impl Vector for Doubles {
     #[inline(always)]
     fn mul_add(self, factor: Self, term: Self) -> Self {
         self.mul(factor).add(term)
+    }
+
+    #[inline(always)]
+    fn flushed(self) -> Self {
+        self.zip(self, |a, _| a.flushed())
     }
 }

@@ -1,4 +1,4 @@
-//! The probabilities of bits, and of all values of some bits together.
+//! The probabilities of bits, and of all values of some bits together; 0 where they are [`Real::TINY`] at most.
 
 use super::real::{Real, Vector};
 
@@ -9,7 +9,7 @@ pub(super) fn bit<T: Real>(x: T, slope: f64) -> [T; 2] {
     let factor = (-a.abs()).exp();
     let (rare, common) = (factor / (1.0 + factor), 1.0 / (1.0 + factor));
     let (zero, one) = if a > 0.0 { (rare, common) } else { (common, rare) };
-    [T::round(zero), T::round(one)]
+    [T::round(zero).flushed(), T::round(one).flushed()]
 }
 
 /// table[c] = the probability of the bits of c, the first one most significant; [2^bits].
@@ -23,8 +23,8 @@ pub(super) fn table_of_row<T: Real>(bits: &[[T; 2]], table: &mut [T]) {
         let (low, high) = table[..2 * length].split_at_mut(length);
         let mut c = 0;
         while c < length {
-            high[c] = low[c] * one;
-            low[c] = low[c] * zero;
+            high[c] = (low[c] * one).flushed();
+            low[c] = (low[c] * zero).flushed();
             c += 1;
         }
         length *= 2;
@@ -46,8 +46,8 @@ pub(super) fn table_of_rows<V: Vector>(bits: &[V::Scalar], panel: usize, table: 
             let mut c = 0;
             while c < length {
                 let value = V::load(table, c * panel + at);
-                value.mul(one).store(table, (length + c) * panel + at);
-                value.mul(zero).store(table, c * panel + at);
+                value.mul(one).flushed().store(table, (length + c) * panel + at);
+                value.mul(zero).flushed().store(table, c * panel + at);
                 c += 1;
             }
             length *= 2;

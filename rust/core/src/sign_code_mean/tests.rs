@@ -1,3 +1,4 @@
+use super::tables::{bit, table_of_row, table_of_rows};
 use super::*;
 use crate::simd;
 
@@ -138,4 +139,61 @@ fn sizes_that_do_not_match_are_errors() {
     assert!(sign_code_mean(&[0.0_f32; 4], 2, 1.0, &mut [0.0; 3], 1).is_err());
     assert!(sign_code_mean(&[0.0_f32; 19], 19, 1.0, &mut vec![0.0; 1 << 19], 1).is_err());
     assert!(sign_code_mean_backward(&[0.0_f32; 4], &[0.0; 4], 2, 1.0, &mut [0.0; 3], 1).is_err());
+}
+
+/// The tables of both layouts, of 32 rows of 5 bits.
+struct Tables<'a>(&'a [f32]);
+
+impl simd::Kernel for Tables<'_> {
+    type Output = [Vec<f32>; 2];
+
+    fn run<V: simd::Lanes>(self) -> Self::Output {
+        let [bits, panel] = [5, 32];
+        let (mut single, mut together) = (Vec::new(), vec![0.0; panel << bits]);
+        let mut probabilities = vec![0.0; bits * 2 * panel];
+        for (row, x) in self.0.chunks(bits).enumerate() {
+            let all: Vec<[f32; 2]> = x.iter().map(|&x| bit(x, 1.0)).collect();
+            let mut table = vec![0.0; 1 << bits];
+            table_of_row(&all, &mut table);
+            single.extend(table);
+            for (i, [zero, one]) in all.into_iter().enumerate() {
+                probabilities[2 * i * panel + row] = zero;
+                probabilities[(2 * i + 1) * panel + row] = one;
+            }
+        }
+        table_of_rows::<V>(&probabilities, panel, &mut together);
+        let together = (0..panel).flat_map(|row| together.iter().skip(row).step_by(panel).copied()).collect();
+        [single, together]
+    }
+}
+
+#[test]
+fn no_product_of_two_probabilities_is_subnormal() {
+    for scale in [1.0, 10.0, 30.0, 50.0, 80.0, 200.0] {
+        let x: Vec<f32> = random(160, 3).iter().map(|&x| (scale * x) as f32).collect();
+        let wide: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+        let truth: Vec<f64> = wide.chunks(5).flat_map(|row| distribution(row, 1.0)).collect();
+        for level in simd::available() {
+            for table in simd::run(level, Tables(&x)) {
+                for (&found, &truth) in table.iter().zip(&truth) {
+                    assert!(found == 0.0 || found * found >= f32::MIN_POSITIVE, "{level:?}: {found}");
+                    assert!(
+                        (f64::from(found) - truth).abs() <= 1e-6 * truth + 2e-19,
+                        "{level:?}: {found} is not {truth}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_nan_is_not_flushed() {
+    for level in simd::available() {
+        let mut x = vec![1.0_f32; 160];
+        x[7] = f32::NAN;
+        for table in simd::run(level, Tables(&x)) {
+            assert!(table[32..64].iter().all(|p| p.is_nan()) && table[..32].iter().all(|p| p.is_finite()));
+        }
+    }
 }
