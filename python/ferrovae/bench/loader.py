@@ -2,7 +2,7 @@
 
 One interleaved run; every provider goes through all the images three times a round, in batches of 128 float32 images
 in a new random order, and hands each batch to a consumer that only counts. Ours brings labels, indices and validity as
-well; the others bring images alone.
+well; the others bring images alone. Of our threads one is the consumer's, where there are no more processors.
 """
 
 from __future__ import annotations

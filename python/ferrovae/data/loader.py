@@ -184,7 +184,7 @@ class Loader:
 def useful_threads() -> int:
     """The processors this process may use, minus one for the consumer; at least 1.
 
-    More would only take turns: on two processors a second worker cost 10 % of the images/s.
+    More would only take turns with the consumer and each other.
     """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, available - 1)

@@ -85,6 +85,7 @@ class Pass:
             self.close(str(error))
             raise
         if taken is None:
+            # As `loader.advance()`, but without a call between.
             self._ended, loader._epoch, loader._position = "", loader._epoch + 1, 0
             self.close("")
             raise StopIteration

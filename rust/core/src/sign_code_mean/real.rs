@@ -10,7 +10,7 @@ pub trait Real: Copy + PartialOrd + Send + Sync + Mul<Output = Self> {
     const ZERO: Self;
     /// 1
     const ONE: Self;
-    /// The product of two numbers as large is no subnormal, with which some processors take 100 times as long.
+    /// The product of two numbers as large is no subnormal, with which some processors take far longer.
     const TINY: Self;
     /// The vector that goes with the lanes of a level.
     type Vector<V: Lanes>: Vector<Scalar = Self>;

@@ -168,6 +168,12 @@ impl simd::Kernel for Tables<'_> {
 }
 
 #[test]
+fn the_product_of_tiny_numbers_is_the_least_normal_one() {
+    assert_eq!((f32::TINY * f32::TINY).to_bits(), f32::MIN_POSITIVE.to_bits());
+    assert_eq!((f64::TINY * f64::TINY).to_bits(), f64::MIN_POSITIVE.to_bits());
+}
+
+#[test]
 fn no_product_of_two_probabilities_is_subnormal() {
     for scale in [1.0, 10.0, 30.0, 50.0, 80.0, 200.0] {
         let x: Vec<f32> = random(160, 3).iter().map(|&x| (scale * x) as f32).collect();
