@@ -37,6 +37,14 @@ def test_providers_take_turns() -> None:
     assert order == ["a", "b"] * 4
 
 
+def test_a_sample_begins_with_a_call_that_is_not_counted() -> None:
+    order: list[str] = []
+    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    timings = interleaved(calls, rounds=1, warmup=0, calls={"a": 2}, settle=True, sample=lambda *_: (1.0, 1.0))
+    assert order == ["a", "b"]
+    assert timings["a"].wall == (1.0,)
+
+
 def test_a_heavy_peer_is_spared_and_time_ends_rounds() -> None:
     def sample(call: Any, calls: int) -> tuple[float, float]:
         return 1.0, 2.0

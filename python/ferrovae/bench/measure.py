@@ -98,6 +98,7 @@ def interleaved(
     calls: Mapping[str, int] | None = None,
     at_most: Mapping[str, int] | None = None,
     seconds: float | None = None,
+    settle: bool = False,
     sample: Sample = on_cpu,
 ) -> dict[str, Timing]:
     """Sample every provider once a round, in turn, `warmup` rounds uncounted and `rounds` counted.
@@ -106,6 +107,7 @@ def interleaved(
         calls: of a provider in one sample (default 1); fast ones take several.
         at_most: the counted rounds of a provider whose calls are long.
         seconds: after so long no round begins, once there are three.
+        settle: call once uncounted before each sample, so that nobody finds the caches as another left them.
     """
     wall: dict[str, list[float]] = {name: [] for name in providers}
     processor: dict[str, list[float]] = {name: [] for name in providers}
@@ -117,6 +119,8 @@ def interleaved(
         for name, call in providers.items():
             if current >= (at_most or {}).get(name, rounds):
                 continue
+            if settle:
+                call()
             times = sample(call, (calls or {}).get(name, 1))
             if current >= 0:
                 wall[name].append(times[0])

@@ -121,6 +121,7 @@ def _measure(case: Case, settings: Settings, peaks: roofline.Peaks, sample: Samp
     if not correct[OURS]:
         results.failed.append(f"{case.title}: the result is wrong")
     providers: dict[str, Call] = {name: case.providers[name] for name in correct}
+    on_cpu = settings.device.type == "cpu"
     timings = interleaved(
         providers,
         rounds=settings.rounds,
@@ -128,10 +129,10 @@ def _measure(case: Case, settings: Settings, peaks: roofline.Peaks, sample: Samp
         calls=calls,
         at_most={name: _HEAVY_ROUNDS for name in providers if case.heavy and name != OURS},
         seconds=settings.seconds,
+        settle=on_cpu and not case.heavy,
         sample=sample,
     )
     roof = peaks.roof(case.work)
-    on_cpu = settings.device.type == "cpu"
     basis = {name: timing.cpu if on_cpu else timing.p50 for name, timing in timings.items()}
     for name, timing in timings.items():
         low, middle, high = timing.quartiles

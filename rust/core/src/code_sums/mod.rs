@@ -79,10 +79,11 @@ pub fn code_sums_at<X: Element, O: Total>(
     }
     check(indices, shape)?;
     let given = Given { x, indices, weights, shape };
-    if streamed::suits(shape) && !in_runs(indices) {
+    let in_runs = in_runs(indices);
+    if streamed::suits(shape) && !in_runs {
         streamed::add(level, given, sums, counts, threads);
     } else {
-        sorted::add(level, given, sums, counts, threads);
+        sorted::add(level, given, in_runs, sums, counts, threads);
     }
     Ok(())
 }

@@ -7,6 +7,8 @@ use crate::simd;
 
 /// Rows that memory is asked for in advance: they lie anywhere, which no processor foresees.
 const AHEAD: usize = 8;
+/// Places that rows which lie side by side are read at by turns: the processor asks memory for more than at one.
+const PLACES: usize = 4;
 
 /// Eight sums, a line of the cache: none is on two of them.
 pub(super) type Line = simd::Aligned<[f64; 8]>;
@@ -134,55 +136,114 @@ impl<X: Element> Rows<'_, X> {
     #[inline(always)]
     fn add_all(&self, positions: Range<usize>, sums: &mut [Line]) -> f64 {
         sums.fill(Line::default());
+        let order = &self.order[positions.clone()];
+        // They are in order: so these are all from the first to the last.
+        let side_by_side = matches!(order, [first, .., last] if (last - first) as usize + 1 == order.len());
         match self.dims {
-            8 => self.in_registers::<8>(&positions, sums),
-            16 => self.in_registers::<16>(&positions, sums),
-            32 => self.in_registers::<32>(&positions, sums),
-            64 => self.in_registers::<64>(&positions, sums),
-            _ => self.in_memory(&positions, sums),
+            8 => self.in_registers::<8>(&positions, side_by_side, sums),
+            16 => self.in_registers::<16>(&positions, side_by_side, sums),
+            32 => self.in_registers::<32>(&positions, side_by_side, sums),
+            64 => self.in_registers::<64>(&positions, side_by_side, sums),
+            _ => self.in_memory(&positions, side_by_side, sums),
         }
         let Some(weights) = self.weights else { return positions.len() as f64 };
         self.order[positions].iter().fold(0.0, |sum, &row| sum + weights[row as usize])
     }
 
     #[inline(always)]
-    fn in_memory(&self, positions: &Range<usize>, sums: &mut [Line]) {
+    fn in_memory(&self, positions: &Range<usize>, side_by_side: bool, sums: &mut [Line]) {
         let mut at = positions.start;
+        if side_by_side {
+            let part = positions.len() / PLACES;
+            while at < positions.start + part {
+                self.add_at_places(at, part, sums);
+                at += 1;
+            }
+            at = positions.start + PLACES * part;
+        }
         while at < positions.end {
             self.expect(at + AHEAD);
-            let row = self.order[at] as usize;
-            let weight = self.weights.map(|weights| weights[row]);
-            add_row(&self.x[row * self.dims..(row + 1) * self.dims], weight, sums);
+            let (values, weight) = self.row(at);
+            add_row(values, weight, sums);
             at += 1;
         }
     }
 
+    /// Adds the rows at `PLACES` positions so far apart, in one pass over the sums.
+    #[inline(always)]
+    fn add_at_places(&self, at: usize, apart: usize, sums: &mut [Line]) {
+        let (whole, rest) = (self.dims / 8, self.dims % 8);
+        let mut line = 0;
+        while line < whole {
+            let mut total = sums[line].0;
+            let mut place = 0;
+            while place < PLACES {
+                let (values, weight) = self.row(at + place * apart);
+                let Some(values) = values[8 * line..].first_chunk() else { panic!("no such line") };
+                add_line(values, weight, &mut total);
+                place += 1;
+            }
+            sums[line].0 = total;
+            line += 1;
+        }
+        let mut place = 0;
+        while place < PLACES && rest > 0 {
+            let (values, weight) = self.row(at + place * apart);
+            add_row(&values[8 * whole..], weight, &mut sums[whole..]);
+            place += 1;
+        }
+    }
+
+    /// The row at a position, and its weight.
+    #[inline(always)]
+    fn row(&self, at: usize) -> (&[X], Option<f64>) {
+        let row = self.order[at] as usize;
+        (&self.x[row * self.dims..(row + 1) * self.dims], self.weights.map(|weights| weights[row]))
+    }
+
     /// For rows of `DIMS` numbers. One flat array, and no call of [`add_line`]: of lines the compiler made memory.
     #[inline(always)]
-    fn in_registers<const DIMS: usize>(&self, positions: &Range<usize>, sums: &mut [Line]) {
+    fn in_registers<const DIMS: usize>(&self, positions: &Range<usize>, side_by_side: bool, sums: &mut [Line]) {
         let mut totals = [0.0; DIMS];
         let mut at = positions.start;
+        if side_by_side {
+            let part = positions.len() / PLACES;
+            while at < positions.start + part {
+                let mut place = 0;
+                while place < PLACES {
+                    self.add_to(at + place * part, &mut totals);
+                    place += 1;
+                }
+                at += 1;
+            }
+            at = positions.start + PLACES * part;
+        }
         while at < positions.end {
             self.expect(at + AHEAD);
-            let row = self.order[at] as usize;
-            let Some(values) = self.x[row * DIMS..].first_chunk::<DIMS>() else { panic!("no such row") };
-            let mut d = 0;
-            if let Some(weights) = self.weights {
-                let weight = weights[row];
-                while d < DIMS {
-                    totals[d] += weight * values[d].double();
-                    d += 1;
-                }
-            } else {
-                while d < DIMS {
-                    totals[d] += values[d].double();
-                    d += 1;
-                }
-            }
+            self.add_to(at, &mut totals);
             at += 1;
         }
         for (line, total) in sums.iter_mut().zip(totals.as_chunks::<8>().0) {
             line.0 = *total;
+        }
+    }
+
+    #[inline(always)]
+    fn add_to<const DIMS: usize>(&self, at: usize, totals: &mut [f64; DIMS]) {
+        let row = self.order[at] as usize;
+        let Some(values) = self.x[row * DIMS..].first_chunk::<DIMS>() else { panic!("no such row") };
+        let mut d = 0;
+        if let Some(weights) = self.weights {
+            let weight = weights[row];
+            while d < DIMS {
+                totals[d] += weight * values[d].double();
+                d += 1;
+            }
+        } else {
+            while d < DIMS {
+                totals[d] += values[d].double();
+                d += 1;
+            }
         }
     }
 

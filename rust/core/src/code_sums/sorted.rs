@@ -12,23 +12,27 @@ use crate::threads;
 const CHUNK: usize = 1024;
 /// Numbers that are worth a thread.
 const GRAIN: usize = 1 << 16;
+/// The same where rows come in runs of a code: one thread reads them nearly as fast as memory gives them to several.
+const GRAIN_IN_RUNS: usize = 1 << 22;
 /// Codes to a row beyond which rows are sorted by comparison, as counting would go through the codes.
 const SPARSE: usize = 4;
 
 pub(super) fn add<X: Element, O: Total>(
     level: Level,
     given: Given<X>,
+    in_runs: bool,
     sums: &mut [O],
     counts: &mut [O],
     threads: usize,
 ) {
     let Given { x, indices, weights, shape } = given;
     let dims = shape.dims;
+    let grain = if in_runs { GRAIN_IN_RUNS } else { GRAIN };
     let Sorted { order, runs } = sort(indices, shape);
     let rows = Rows { x, weights, dims, order: &order };
     let (mut sums_left, mut counts_left, mut first, mut first_code) = (&mut *sums, &mut *counts, 0, 0);
     let mut tasks = Vec::new();
-    for chunks in threads::pieces(order.len().div_ceil(CHUNK), GRAIN.div_ceil(CHUNK * dims.max(1)), threads) {
+    for chunks in threads::pieces(order.len().div_ceil(CHUNK), grain.div_ceil(CHUNK * dims.max(1)), threads) {
         let positions = chunks.start * CHUNK..order.len().min(chunks.end * CHUNK);
         let end = runs.partition_point(|run| run.start < positions.end);
         // Up to the first code of the next piece, or the last.

@@ -48,7 +48,7 @@ fn run<X: Element>(
     let given = Given { x, indices, weights, shape };
     match way {
         Way::Suited => code_sums_at(level, x, indices, weights, shape, to_sums, to_counts, threads).unwrap(),
-        Way::Sorted => sorted::add(level, given, to_sums, to_counts, threads),
+        Way::Sorted => sorted::add(level, given, false, to_sums, to_counts, threads),
         Way::Streamed => streamed::add(level, given, to_sums, to_counts, threads),
     }
     (sums, counts)
@@ -86,6 +86,28 @@ fn rows_join_their_codes_at_every_level_and_thread_count() {
                     let other = run(way, level, &x, &indices, weights, shape, threads);
                     assert!(other == first, "{way:?}, {level:?}, {threads}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_in_runs_of_a_code_sum_like_the_truth() {
+    for dims in [3, 8, 20, 64, 100] {
+        let shape = Shape { heads: 2, rows: 2601, codes: 3, dims };
+        let x: Vec<f32> = random(2 * 2601 * dims, 1).map(|v| v as f32 - 0.5).collect();
+        let weights: Vec<f64> = random(2 * 2601, 3).collect();
+        // Runs of 700, one code's with another between; some in several chunks, some rows left over.
+        let indices: Vec<i64> = (0..2 * 2601).map(|row| [2, 0, -1, 2, 1, 1, 0, 0][row / 700]).collect();
+        assert!(in_runs(&indices));
+        for weights in [None, Some(&weights[..])] {
+            let (sums, counts) = truth(&x, &indices, weights, shape);
+            let first = run(Way::Suited, Level::Portable, &x, &indices, weights, shape, 1);
+            close(&first.0, &sums);
+            close(&first.1, &counts);
+            for (level, threads) in simd::available().into_iter().flat_map(|l| [1, 5].map(|t| (l, t))) {
+                let other = run(Way::Sorted, level, &x, &indices, weights, shape, threads);
+                assert!(other == first, "{dims}, {level:?}, {threads}");
             }
         }
     }
