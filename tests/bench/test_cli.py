@@ -123,16 +123,18 @@ def test_models_fit_an_operation_that_has_their_letters() -> None:
 
 
 @pytest.mark.slow
-def test_each_instruction_set_has_a_process_of_its_own(tmp_path: Path) -> None:
-    """With every operation there is, at its first shape."""
-    if not catalogue.operations():
-        pytest.skip("no operation has cases")
-    name, path = catalogue.operations()[0], tmp_path / "levels.json"
-    first = ",".join(map(str, catalogue.module_of(name).SHAPES[0].values()))
-    command = [sys.executable, "-m", "ferrovae", "bench", name, "--shapes", first, "--rounds", "1", "--json", str(path)]
-    done = subprocess.run([*command, "--simd", "portable"], env=os.environ, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("more", [[], ["--simd", "portable"]])
+def test_each_operation_has_a_process_of_its_own(more: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    command = [sys.executable, "-m", "ferrovae", "bench", "code_sums", "sample_code", "--device", "cpu", *more]
+    command += ["--shapes", "64,16,8", "--rounds", "1", "--json", str(path)]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert {row["simd"] for row in json.loads(path.read_text())["rows"]} == {"portable"}
+    found = json.loads(path.read_text())
+    assert {row["operation"] for row in found["rows"]} == {"code_sums", "sample_code"}
+    assert len(found["runs"]) == 2
+    assert not more or {row["simd"] for row in found["rows"]} == {"portable"}
+    assert done.stdout.index("code_sums N=64") < done.stdout.index("sample_code N=64")
 
 
 def test_the_bar_draws_only_between_measurements(capsys: pytest.CaptureFixture[str]) -> None:

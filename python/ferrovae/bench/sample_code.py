@@ -76,7 +76,8 @@ def _provider(
 
 def _check(x: Tensor, codebook: Tensor, temperature: float) -> Callable[[str, object], bool]:
     """The mean over some rows of the score drawn, against its expectation: within 6 standard errors, in float64."""
-    some = torch.linspace(0, x.shape[0] - 1, min(_CHECKED_ROWS, 2**23 // codebook.shape[0]), device=x.device).long()
+    count = min(x.shape[0], _CHECKED_ROWS, 2**23 // codebook.shape[0])  # none twice: they must be independent
+    some = torch.linspace(0, x.shape[0] - 1, count, device=x.device).long()
     far = torch.cdist(x[some].double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist")
     scores = far / -temperature
     p = scores.softmax(1)

@@ -50,14 +50,14 @@ def shape(row: Row) -> str:
     return f"{sizes} {', '.join(words)}".rstrip()
 
 
-def summary(rows: list[Row]) -> list[str]:
-    """How many promises are kept, and each with its figure."""
+def summary(rows: list[Row], *, kept: bool = True) -> list[str]:
+    """How many promises are kept, and each with its figure; or only those that are not."""
     promised = [row for row in rows if row["met"] is not None]
     missed = [row for row in promised if not row["met"]]
     if not promised:
         return []
     lines = [f"{len(promised) - len(missed)} of {len(promised)} promises kept"]
-    for row in sorted(promised, key=lambda row: not row["met"]):
+    for row in sorted(promised if kept else missed, key=lambda row: not row["met"]):
         lines.append(f"{'kept' if row['met'] else 'MISSED'}: {row['operation']} {shape(row)}: {promise(row)}")
     return lines
 

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +26,7 @@ class Bench:
 
     Time is the median with its quartiles; CPU is that of all threads; memory is the peak beyond inputs and results;
     "of roof" is the least time that this machine could take, over the time taken (on a CPU: in CPU time of one thread);
-    "/ ours" is a provider's CPU time (on a GPU: its time) over ours.
+    "/ ours" is a provider's CPU time (on a GPU: its time) over ours. On a CPU each operation has a process of its own.
     """
 
     operations: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -38,7 +40,7 @@ class Bench:
     rounds: int = 15
     """Rounds of every provider, at most."""
     simd: tuple[str, ...] = ()
-    """Measure once at each of these instruction sets (portable, avx2, avx512f, avx512), in a process of its own."""
+    """Measure once at each of these instruction sets (portable, avx2, avx512f, avx512)."""
     json: Path | None = None
     """Add the results to this file, or to a file an operation in this folder; a rerun replaces its rows."""
     plot: bool = False
@@ -86,6 +88,8 @@ def _here(options: Bench) -> bool:
         raise ValueError("bench: device is 'cuda', but torch sees no GPU here")
     gpu = options.device != "cpu" and torch.cuda.is_available()
     plan = catalogue.planned(options.operations, options.shapes)
+    if not gpu and len({operation for operation, _ in plan}) > 1:
+        return _apart(options, plan, (None,))
     device = torch.device("cuda" if gpu else "cpu")
     settings = runner.Settings(device, rounds=options.rounds, threads=options.threads or None)
     found = runner.Results()
@@ -99,7 +103,6 @@ def _here(options: Bench) -> bool:
 
 def _levels(options: Bench) -> bool:
     """Measure at each instruction set, which a process reads once; whether a result was wrong."""
-    from ferrovae.bench import results, show
     from ferrovae.bench.machine import simd
 
     if options.device == "cuda":
@@ -110,25 +113,37 @@ def _levels(options: Bench) -> bool:
             raise ValueError(f"bench: simd is {level!r}, expected one of {', '.join(LEVELS)}")
         if here not in LEVELS or LEVELS.index(level) > LEVELS.index(here):
             raise ValueError(f"bench: simd is {level!r}, but the kernels here go up to {here!r}")
-    catalogue.planned(options.operations, options.shapes)  # a shape that does not fit is said once, here
-    command = [sys.executable, "-m", "ferrovae", "bench", *options.operations, "--device", "cpu"]
+    return _apart(options, catalogue.planned(options.operations, options.shapes), options.simd)
+
+
+def _apart(options: Bench, plan: catalogue.Plan, levels: Sequence[str | None]) -> bool:
+    """Measure each operation, at each level, in a process of its own; whether a result was wrong.
+
+    What memory a process has asked for and freed decides how long the next allocation takes: without it some peers
+    take twice the time, and no figure should hang on what was measured before.
+    """
+    from ferrovae.bench import results, show
+
+    shapes: dict[str, list[str]] = {}
+    for operation, shape in plan:
+        shapes.setdefault(operation, []).append(",".join(map(str, shape.values())))
+    command = [sys.executable, "-m", "ferrovae", "bench", "--device", "cpu"]
     command += ["--threads", str(options.threads), "--rounds", str(options.rounds)]
-    command += ["--shapes", *options.shapes] if options.shapes else []
     wrong = False
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for level in options.simd:
-            file = Path(folder) / f"{level}.json"
-            environment = os.environ | {"FERROVAE_SIMD": level}
-            done = subprocess.run(
-                [*command, "--json", str(file)], env=environment, stdout=subprocess.PIPE, text=True, check=False
-            )
+        for number, (level, operation) in enumerate(product(levels, shapes)):
+            file = Path(folder) / f"{number}.json"
+            own = [operation, "--json", str(file), *(["--shapes", *shapes[operation]] if options.shapes else [])]
+            environment = os.environ | ({} if level is None else {"FERROVAE_SIMD": level})
+            done = subprocess.run([*command, *own], env=environment, check=False)
             if not file.exists():
-                raise RuntimeError(f"bench: nothing was measured at {level}\n{done.stdout}")
+                raise RuntimeError(f"bench: {operation}: nothing was measured{f' at {level}' if level else ''}")
             wrong |= done.returncode != 0
             found = results.read(file)
             rows += found["rows"]
             if options.json is not None:
                 results.write(options.json, found)
-    show.print_results(rows, [], [f"at {', '.join(options.simd)}: see above"] if wrong else [])
+    for line in show.summary(rows, kept=False):
+        print(line)
     return wrong
