@@ -26,6 +26,8 @@ use crate::{Error, Result};
 const CHUNK: usize = 64;
 /// Components of a pixel that are worth a thread: some 100 us of work.
 const GRAIN: usize = 1 << 14;
+/// Parameters that may lie in a second-level cache, where asking in advance is work for nothing: 1 MiB of `f32`.
+const NEAR: usize = 1 << 18;
 /// At least as many lanes as any level has.
 const MOST_LANES: usize = 16;
 /// Parameters of a component beside its logit.
@@ -94,6 +96,11 @@ impl<T> Mixture<'_, T> {
     /// Where x begins for an image.
     fn x_start(&self, image: usize) -> usize {
         image * CHANNELS * self.pixels % self.x.len().max(1)
+    }
+
+    /// Whether they are more than a second-level cache may still hold.
+    fn is_far(&self) -> bool {
+        self.logits.len() * (1 + 3 * CHANNELS) > NEAR
     }
 
     /// Chunks of pixels an image is cut into.
@@ -188,7 +195,7 @@ impl Kernel for Forward<'_> {
     #[inline(always)]
     fn run<V: Lanes>(self) -> Vec<f64> {
         let data = self.data;
-        let levels = Levels::<V>::new(data.levels);
+        let (levels, far) = (Levels::<V>::new(data.levels), data.is_far());
         let mut scores = vec![0.0; data.components * V::COUNT];
         let mut ratios = scores.clone();
         let mut sums = Vec::with_capacity(self.chunks.len());
@@ -200,7 +207,9 @@ impl Kernel for Forward<'_> {
                 let (mut most_logit, mut most_score) = (V::splat(f32::MIN), V::splat(f32::MIN));
                 let mut m = 0;
                 while m < data.components {
-                    pixels.expect_next(&data, m);
+                    if far {
+                        pixels.expect_next(&data, m);
+                    }
                     let [logit, linear, ratio] = likelihood(&data, &levels, &pixels, m);
                     let score = logit.add(linear);
                     (most_logit, most_score) = (most_logit.at_least(logit), most_score.at_least(score));

@@ -73,7 +73,7 @@ impl Kernel for Backward<'_> {
 
     #[inline(always)]
     fn run<V: Lanes>(mut self) {
-        let (data, levels) = (self.data, Levels::<V>::new(self.data.levels));
+        let (data, levels, far) = (self.data, Levels::<V>::new(self.data.levels), self.data.is_far());
         let mut scores = vec![0.0; data.components * V::COUNT];
         let mut ratios = scores.clone();
         let mut slopes = vec![0.0; data.components * PARAMETERS * V::COUNT];
@@ -84,7 +84,9 @@ impl Kernel for Backward<'_> {
                 let mut most = [V::splat(f32::MIN); 2];
                 let mut m = 0;
                 while m < data.components {
-                    pixels.expect_next(&data, m);
+                    if far {
+                        pixels.expect_next(&data, m);
+                    }
                     let one = component(&data, &levels, &pixels, m);
                     let score = one.logit.add(one.linear);
                     most = [most[0].at_least(one.logit), most[1].at_least(score)];
