@@ -195,7 +195,7 @@ impl Kernel for Forward<'_> {
     #[inline(always)]
     fn run<V: Lanes>(self) -> Vec<f64> {
         let data = self.data;
-        let (levels, far) = (Levels::<V>::new(data.levels), data.is_far());
+        let levels = Levels::<V>::new(data.levels);
         let mut scores = vec![0.0; data.components * V::COUNT];
         let mut ratios = scores.clone();
         let mut sums = Vec::with_capacity(self.chunks.len());
@@ -203,21 +203,11 @@ impl Kernel for Forward<'_> {
             let (image, first) = (chunk / data.chunks(), chunk % data.chunks() * CHUNK);
             let (mut sum, mut pixel) = (0.0, first);
             while pixel < data.pixels.min(first + CHUNK) {
-                let pixels = Pixels::new(&data, &levels, image, pixel);
-                let (mut most_logit, mut most_score) = (V::splat(f32::MIN), V::splat(f32::MIN));
-                let mut m = 0;
-                while m < data.components {
-                    if far {
-                        pixels.expect_next(&data, m);
-                    }
-                    let [logit, linear, ratio] = likelihood(&data, &levels, &pixels, m);
-                    let score = logit.add(linear);
-                    (most_logit, most_score) = (most_logit.at_least(logit), most_score.at_least(score));
-                    score.store(&mut scores, m * V::COUNT);
-                    ratio.store(&mut ratios, m * V::COUNT);
-                    m += 1;
-                }
-                sum += summed(&pixels, &scores, &ratios, [most_logit, most_score], &data);
+                sum += if pixel + V::COUNT <= data.pixels {
+                    of_pixels::<V, true>(&data, &levels, [image, pixel], &mut scores, &mut ratios)
+                } else {
+                    of_pixels::<V, false>(&data, &levels, [image, pixel], &mut scores, &mut ratios)
+                };
                 pixel += V::COUNT;
             }
             sums.push(sum);
@@ -226,9 +216,41 @@ impl Kernel for Forward<'_> {
     }
 }
 
+/// The log-likelihood of a vector's pixels.
+#[inline(always)]
+fn of_pixels<V: Lanes, const WHOLE: bool>(
+    data: &Mixture<f32>,
+    levels: &Levels<V>,
+    [image, pixel]: [usize; 2],
+    scores: &mut [f32],
+    ratios: &mut [f32],
+) -> f64 {
+    let (pixels, far) = (Pixels::<V, WHOLE>::new(data, levels, image, pixel), data.is_far());
+    let (mut most_logit, mut most_score) = (V::splat(f32::MIN), V::splat(f32::MIN));
+    let mut m = 0;
+    while m < data.components {
+        if far {
+            pixels.expect_next(data, m);
+        }
+        let [logit, linear, ratio] = likelihood(data, levels, &pixels, m);
+        let score = logit.add(linear);
+        (most_logit, most_score) = (most_logit.at_least(logit), most_score.at_least(score));
+        score.store(scores, m * V::COUNT);
+        ratio.store(ratios, m * V::COUNT);
+        m += 1;
+    }
+    summed(&pixels, scores, ratios, [most_logit, most_score], data)
+}
+
 /// The sum over a vector's pixels of log sum_m w_m p_m - log sum_m w_m.
 #[inline(always)]
-fn summed<V: Lanes>(pixels: &Pixels<V>, scores: &[f32], ratios: &[f32], most: [V; 2], data: &Mixture<f32>) -> f64 {
+fn summed<V: Lanes, const WHOLE: bool>(
+    pixels: &Pixels<V, WHOLE>,
+    scores: &[f32],
+    ratios: &[f32],
+    most: [V; 2],
+    data: &Mixture<f32>,
+) -> f64 {
     let [mass, weight] = mixed(pixels, scores, ratios, most, data);
     let (mut masses, mut shifts) = ([0.0; MOST_LANES], [0.0; MOST_LANES]);
     mass.div(weight).store(&mut masses, 0);
@@ -245,8 +267,8 @@ fn summed<V: Lanes>(pixels: &Pixels<V>, scores: &[f32], ratios: &[f32], most: [V
 
 /// sum_m w_m p_m exp(-most score) and sum_m w_m exp(-most logit).
 #[inline(always)]
-fn mixed<V: Lanes>(
-    pixels: &Pixels<V>,
+fn mixed<V: Lanes, const WHOLE: bool>(
+    pixels: &Pixels<V, WHOLE>,
     scores: &[f32],
     ratios: &[f32],
     [most_logit, most_score]: [V; 2],

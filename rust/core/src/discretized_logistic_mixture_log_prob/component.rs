@@ -4,8 +4,9 @@ use super::{CHANNELS, MOST_LANES, Mixture};
 use crate::logistic::{Cell, Levels, Parts};
 use crate::simd::{Lanes, exp_negative_abs, prefetch};
 
-/// Neighbouring pixels of an image, one a lane.
-pub struct Pixels<V> {
+/// Neighbouring pixels of an image, one a lane; `WHOLE` where there are as many as lanes, for which the compiler then
+/// needs no place in memory.
+pub struct Pixels<V, const WHOLE: bool> {
     /// How many; lanes beyond hold zeros.
     pub count: usize,
     image: usize,
@@ -33,15 +34,15 @@ pub struct Slopes<V> {
     pub coefficients: [V; CHANNELS],
 }
 
-impl<V: Lanes> Pixels<V> {
+impl<V: Lanes, const WHOLE: bool> Pixels<V, WHOLE> {
     #[inline(always)]
     pub fn new(data: &Mixture<f32>, levels: &Levels<V>, image: usize, pixel: usize) -> Self {
         let count = V::COUNT.min(data.pixels - pixel);
         let start = data.x_start(image) + pixel;
         let cells = [
-            levels.cell(load(data.x, start, count)),
-            levels.cell(load(data.x, start + data.pixels, count)),
-            levels.cell(load(data.x, start + 2 * data.pixels, count)),
+            levels.cell(load::<V, WHOLE>(data.x, start, count)),
+            levels.cell(load::<V, WHOLE>(data.x, start + data.pixels, count)),
+            levels.cell(load::<V, WHOLE>(data.x, start + 2 * data.pixels, count)),
         ];
         Self { count, image, pixel, cells }
     }
@@ -68,7 +69,7 @@ impl<V: Lanes> Pixels<V> {
     /// A component's logits.
     #[inline(always)]
     pub fn logit(&self, data: &Mixture<f32>, m: usize) -> V {
-        load(data.logits, (self.image * data.components + m) * data.pixels + self.pixel, self.count)
+        load::<V, WHOLE>(data.logits, (self.image * data.components + m) * data.pixels + self.pixel, self.count)
     }
 
     /// A component's three means, logarithms of scales or coefficients.
@@ -77,17 +78,17 @@ impl<V: Lanes> Pixels<V> {
         let start = (self.image * CHANNELS * data.components + m) * data.pixels + self.pixel;
         let apart = data.components * data.pixels;
         [
-            load(values, start, self.count),
-            load(values, start + apart, self.count),
-            load(values, start + 2 * apart, self.count),
+            load::<V, WHOLE>(values, start, self.count),
+            load::<V, WHOLE>(values, start + apart, self.count),
+            load::<V, WHOLE>(values, start + 2 * apart, self.count),
         ]
     }
 }
 
 /// `count` values, and zeros in the other lanes.
 #[inline(always)]
-fn load<V: Lanes>(values: &[f32], at: usize, count: usize) -> V {
-    if count == V::COUNT {
+fn load<V: Lanes, const WHOLE: bool>(values: &[f32], at: usize, count: usize) -> V {
+    if WHOLE {
         return V::load(values, at);
     }
     let mut lanes = [0.0; MOST_LANES];
@@ -104,7 +105,12 @@ struct Placed<V> {
 }
 
 #[inline(always)]
-fn placed<V: Lanes>(data: &Mixture<f32>, levels: &Levels<V>, pixels: &Pixels<V>, m: usize) -> Placed<V> {
+fn placed<V: Lanes, const WHOLE: bool>(
+    data: &Mixture<f32>,
+    levels: &Levels<V>,
+    pixels: &Pixels<V, WHOLE>,
+    m: usize,
+) -> Placed<V> {
     let means = pixels.three(data, data.means, m);
     let log_scales = pixels.three(data, data.log_scales, m);
     let coefficients = tanh(pixels.three(data, data.coefficients, m));
@@ -124,7 +130,12 @@ fn placed<V: Lanes>(data: &Mixture<f32>, levels: &Levels<V>, pixels: &Pixels<V>,
 
 /// What component m makes of the pixels.
 #[inline(always)]
-pub fn component<V: Lanes>(data: &Mixture<f32>, levels: &Levels<V>, pixels: &Pixels<V>, m: usize) -> Component<V> {
+pub fn component<V: Lanes, const WHOLE: bool>(
+    data: &Mixture<f32>,
+    levels: &Levels<V>,
+    pixels: &Pixels<V, WHOLE>,
+    m: usize,
+) -> Component<V> {
     let Placed { distances, log_scales, floors, coefficients } = placed(data, levels, pixels, m);
     let parts = [
         around(levels, &pixels.cells[0], distances[0], floors[0]),
@@ -143,7 +154,12 @@ pub fn component<V: Lanes>(data: &Mixture<f32>, levels: &Levels<V>, pixels: &Pix
 
 /// Component m's logit, and its likelihood as exp of the second number times the third.
 #[inline(always)]
-pub fn likelihood<V: Lanes>(data: &Mixture<f32>, levels: &Levels<V>, pixels: &Pixels<V>, m: usize) -> [V; 3] {
+pub fn likelihood<V: Lanes, const WHOLE: bool>(
+    data: &Mixture<f32>,
+    levels: &Levels<V>,
+    pixels: &Pixels<V, WHOLE>,
+    m: usize,
+) -> [V; 3] {
     let Placed { distances, floors, .. } = placed(data, levels, pixels, m);
     let red = levels.quotient(&pixels.cells[0], distances[0], floors[0]);
     let green = levels.quotient(&pixels.cells[1], distances[1], floors[1]);
@@ -190,7 +206,7 @@ fn kept<V: Lanes>(slope: V, floored: V) -> V {
 impl<V: Lanes> Component<V> {
     /// The derivatives of its log-likelihood.
     #[inline(always)]
-    pub fn slopes(&self, levels: &Levels<V>, pixels: &Pixels<V>) -> Slopes<V> {
+    pub fn slopes<const WHOLE: bool>(&self, levels: &Levels<V>, pixels: &Pixels<V, WHOLE>) -> Slopes<V> {
         let [red, green, blue] = &pixels.cells;
         let of = [self.parts[0].slopes(red), self.parts[1].slopes(green), self.parts[2].slopes(blue)];
         let (red, green) = (levels.value(red), levels.value(green));

@@ -73,45 +73,29 @@ impl Kernel for Backward<'_> {
 
     #[inline(always)]
     fn run<V: Lanes>(mut self) {
-        let (data, levels, far) = (self.data, Levels::<V>::new(self.data.levels), self.data.is_far());
-        let mut scores = vec![0.0; data.components * V::COUNT];
-        let mut ratios = scores.clone();
-        let mut slopes = vec![0.0; data.components * PARAMETERS * V::COUNT];
+        let (data, levels) = (self.data, Levels::<V>::new(self.data.levels));
+        let scores = vec![0.0; data.components * V::COUNT];
+        let slopes = vec![0.0; data.components * PARAMETERS * V::COUNT];
+        let mut room = Room { ratios: scores.clone(), scores, slopes };
         for image in self.share.images.clone() {
             let mut pixel = self.share.pixels.start;
             while pixel < self.share.pixels.end {
-                let pixels = Pixels::new(&data, &levels, image, pixel);
-                let mut most = [V::splat(f32::MIN); 2];
-                let mut m = 0;
-                while m < data.components {
-                    if far {
-                        pixels.expect_next(&data, m);
-                    }
-                    let one = component(&data, &levels, &pixels, m);
-                    let score = one.logit.add(one.linear);
-                    most = [most[0].at_least(one.logit), most[1].at_least(score)];
-                    score.store(&mut scores, m * V::COUNT);
-                    V::splat(1.0).div(one.growth.add(V::splat(1.0))).store(&mut ratios, m * V::COUNT);
-                    keep(&one.slopes(&levels, &pixels), &mut slopes[m * PARAMETERS * V::COUNT..]);
-                    m += 1;
-                }
-                let sums = mixed(&pixels, &scores, &ratios, most, &data);
-                let grad = V::splat(self.grad[image]);
-                let mut m = 0;
-                while m < data.components {
-                    let own = V::load(&scores, m * V::COUNT).sub(most[1]);
-                    let ratio = V::load(&ratios, m * V::COUNT);
-                    let share = exp(own).mul(ratio).div(sums[0]);
-                    let weight = exp(pixels.logit(&data, m).sub(most[0])).div(sums[1]);
-                    let values = &mut slopes[m * PARAMETERS * V::COUNT..(m + 1) * PARAMETERS * V::COUNT];
-                    share.sub(weight).store(values, 0);
-                    self.write::<V>([grad, share], values, [image, pixel, m], pixels.count);
-                    m += 1;
+                if pixel + V::COUNT <= data.pixels {
+                    self.of_pixels::<V, true>(&levels, [image, pixel], &mut room);
+                } else {
+                    self.of_pixels::<V, false>(&levels, [image, pixel], &mut room);
                 }
                 pixel += V::COUNT;
             }
         }
     }
+}
+
+/// What is kept of every component of a vector's pixels.
+struct Room {
+    scores: Vec<f32>,
+    ratios: Vec<f32>,
+    slopes: Vec<f32>,
 }
 
 /// Stores a component's derivatives behind the place of its logit's.
@@ -127,6 +111,45 @@ fn keep<V: Lanes>(slopes: &Slopes<V>, values: &mut [f32]) {
 }
 
 impl Backward<'_> {
+    /// Writes the derivatives of all components of a vector's pixels.
+    #[inline(always)]
+    fn of_pixels<V: Lanes, const WHOLE: bool>(
+        &mut self,
+        levels: &Levels<V>,
+        [image, pixel]: [usize; 2],
+        Room { scores, ratios, slopes }: &mut Room,
+    ) {
+        let data = self.data;
+        let (pixels, far) = (Pixels::<V, WHOLE>::new(&data, levels, image, pixel), data.is_far());
+        let mut most = [V::splat(f32::MIN); 2];
+        let mut m = 0;
+        while m < data.components {
+            if far {
+                pixels.expect_next(&data, m);
+            }
+            let one = component(&data, levels, &pixels, m);
+            let score = one.logit.add(one.linear);
+            most = [most[0].at_least(one.logit), most[1].at_least(score)];
+            score.store(scores, m * V::COUNT);
+            V::splat(1.0).div(one.growth.add(V::splat(1.0))).store(ratios, m * V::COUNT);
+            keep(&one.slopes(levels, &pixels), &mut slopes[m * PARAMETERS * V::COUNT..]);
+            m += 1;
+        }
+        let sums = mixed(&pixels, scores, ratios, most, &data);
+        let grad = V::splat(self.grad[image]);
+        let mut m = 0;
+        while m < data.components {
+            let own = V::load(scores, m * V::COUNT).sub(most[1]);
+            let ratio = V::load(ratios, m * V::COUNT);
+            let share = exp(own).mul(ratio).div(sums[0]);
+            let weight = exp(pixels.logit(&data, m).sub(most[0])).div(sums[1]);
+            let values = &mut slopes[m * PARAMETERS * V::COUNT..(m + 1) * PARAMETERS * V::COUNT];
+            share.sub(weight).store(values, 0);
+            self.write::<V>([grad, share], values, [image, pixel, m], pixels.count);
+            m += 1;
+        }
+    }
+
     /// The derivatives of component m, times `grad`, and all but the logit's times the component's share.
     #[inline(always)]
     fn write<V: Lanes>(&mut self, [grad, share]: [V; 2], values: &[f32], [image, pixel, m]: [usize; 3], count: usize) {
