@@ -137,7 +137,7 @@ impl<X: Element> Rows<'_, X> {
     fn add_all(&self, positions: Range<usize>, sums: &mut [Line]) -> f64 {
         sums.fill(Line::default());
         let order = &self.order[positions.clone()];
-        // They are in order: so these are all from the first to the last.
+        // Their numbers rise: so these are all from the first to the last.
         let side_by_side = matches!(order, [first, .., last] if (last - first) as usize + 1 == order.len());
         match self.dims {
             8 => self.in_registers::<8>(&positions, side_by_side, sums),
@@ -146,8 +146,8 @@ impl<X: Element> Rows<'_, X> {
             64 => self.in_registers::<64>(&positions, side_by_side, sums),
             _ => self.in_memory(&positions, side_by_side, sums),
         }
-        let Some(weights) = self.weights else { return positions.len() as f64 };
-        self.order[positions].iter().fold(0.0, |sum, &row| sum + weights[row as usize])
+        let Some(weights) = self.weights else { return order.len() as f64 };
+        order.iter().fold(0.0, |sum, &row| sum + weights[row as usize])
     }
 
     #[inline(always)]
