@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import ferrovae
+from two_ranks import run_two_ranks
 
 upstream = pytest.importorskip("vector_quantize_pytorch")
 upstream_module = pytest.importorskip("vector_quantize_pytorch.vector_quantize_pytorch")
@@ -65,7 +65,7 @@ def run(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def codes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run, args=(str(folder),), nprocs=2)
+    run_two_ranks(run, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ferrovae.nn import LFQ, EvoLFQ, ResidualLFQ, ResidualSimVQ
+from two_ranks import run_two_ranks
 
 # Options, and how many rows of 12 channels each rank holds.
 CASES = {
@@ -138,7 +138,7 @@ def run(rank, folder, compiled):
 
 
 def results_of(folder, compiled):
-    mp.spawn(run, args=(str(folder), compiled), nprocs=2)
+    run_two_ranks(run, str(folder), compiled)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

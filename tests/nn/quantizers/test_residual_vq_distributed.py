@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from ferrovae.nn import GroupedResidualVQ, HierarchicalVQ, ResidualVQ
+from two_ranks import run_two_ranks
 
 DIM, SIZE, STAGES = 4, 8, 3
 CASES = {
@@ -88,7 +88,7 @@ def run(rank, folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run, args=(str(folder),), nprocs=2)
+    run_two_ranks(run, str(folder))
     return folder
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from ferrovae.nn import GroupedResidualFSQ, LatentQuantize, ResidualFSQ
+from two_ranks import run_two_ranks
 
 STEPS = 12
 DROPS = {"levels": [5, 4, 3], "num_quantizers": 8, "quantize_dropout": True}
@@ -57,7 +57,7 @@ def run(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run, args=(str(folder),), nprocs=2)
+    run_two_ranks(run, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.functional import mse_loss
 
 from ferrovae.nn import ResidualVQ, VectorQuantize
+from two_ranks import run_two_ranks
 
 pytestmark = pytest.mark.slow  # torch.distributed.fsdp takes long to import
 
@@ -70,7 +70,7 @@ def run(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def states(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    mp.spawn(run, args=(str(folder),), nprocs=2)
+    run_two_ranks(run, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

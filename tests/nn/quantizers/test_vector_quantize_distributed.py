@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from ferrovae.nn import VectorQuantize
+from two_ranks import run_two_ranks
 
 DIM, SIZE, STEPS = 4, 8, 4
 SGD = partial(torch.optim.SGD, lr=1.0)
@@ -153,7 +153,7 @@ def run_slowly(rank, folder):
 @pytest.fixture(scope="module")
 def states(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run, args=(str(folder),), nprocs=2)
+    run_two_ranks(run, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -188,7 +188,7 @@ def test_the_ranks_together_do_what_one_process_does(states, case):
 
 @pytest.mark.slow
 def test_compiled_steps_and_an_optimizer_in_place(states, tmp_path):
-    mp.spawn(run_slowly, args=(str(tmp_path),), nprocs=2)
+    run_two_ranks(run_slowly, str(tmp_path))
     learnt = layer_of("optimizer in place")
     for batch in batches("dead codes"):
         learnt(torch.cat(batch))
