@@ -13,9 +13,8 @@ RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml
 demo: .venv/ready
 	$(BIN)/ferrovae demo --run-dir runs/demo
 
-# A fresh clone compiles once: what incremental compilation prepares for the next time is work for nothing.
 test: .venv/ready
-	CARGO_INCREMENTAL=0 cargo test -q --locked --workspace
+	cargo test -q --locked --workspace
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
 
 test-slow: .venv/ready
