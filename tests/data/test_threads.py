@@ -138,6 +138,7 @@ def test_ctrl_c_is_answered_at_once_and_the_pass_goes_on():
     """The worker is busy with 600 MB of noise when the signal comes."""
     done = run("""
         import os, signal, threading, time, torch, ferrovae as fv
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
         data = fv.data.open(torch.zeros(1, dtype=torch.uint8).expand(300, 1 << 20).contiguous())
         loader = fv.data.Loader(data, 150, transform=fv.data.Dequantize(), threads=1, prefetch=0)
         passed = iter(loader)
